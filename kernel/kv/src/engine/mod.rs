@@ -1,0 +1,1 @@
+//! Local ordered storage below a replicated store.

@@ -1,0 +1,1 @@
+//! Files with a durability promise: the trait, the real disk and the simulated one.

@@ -1,0 +1,30 @@
+//! Clocks and waiting. Monotonic time is tokio's, so a runtime with a paused clock is simulated time.
+
+use photon_base::{Code, Error, Result, Timestamp};
+use std::future::Future;
+pub use std::time::Duration;
+pub use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+
+/// Monotonic now.
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Wall-clock now. May jump; never use it to measure.
+pub fn wall() -> Timestamp {
+    let d = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(d.as_millis().min(u128::from(Timestamp::MAX.0)) as u64)
+}
+
+/// Runs `f` for at most `limit`; then the error says that `what` timed out.
+pub async fn timeout<T>(limit: Duration, what: &str, f: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(limit, f)
+        .await
+        .map_err(|_| Error::new(Code::Timeout, format!("{what} took longer than {} ms", limit.as_millis())))
+}
+
+/// CPU time that this process has used so far, user and system.
+pub fn cpu_used() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+}
