@@ -1,1 +1,35 @@
-//! TBD
+//! The resource model and its generic server: one mechanism gives every service its API.
+//!
+//! A kind is a Rust type that implements [`Resource`]; a [`Registry`] knows all kinds of a program
+//! ([`KindInfo`], with the types erased); a [`Store`] keeps objects on any `photon_kv::Kv` and holds
+//! the rules (names, references, finalizers, generations, idempotency, audit: every change and its
+//! audit record are one commit); [`http`] serves it: CRUD, lists with cursors, watches, dry runs,
+//! problem documents, OpenAPI.
+//!
+//! Invariants: an object that refers to another keeps it from being removed; a generation changes
+//! exactly when the wish does; nobody but a holder of an `Authorized` reaches the store through HTTP.
+
+mod admit;
+mod audit;
+mod diff;
+pub mod http;
+mod keys;
+mod kind;
+mod meta;
+mod object;
+mod openapi;
+mod registry;
+mod selector;
+mod store;
+mod tx;
+
+pub use audit::AuditRecord;
+pub use diff::{FieldChange, diff};
+pub use keys::{Key, RESOURCE_PREFIX, ROOT, claim_key, kind_range, parse_key};
+pub use kind::{Column, Reference, Resource, Scope};
+pub use meta::{Meta, Owner};
+pub use object::{Object, Raw};
+pub use registry::{KindInfo, Registry};
+pub use selector::Selector;
+pub use store::{ListPage, ListQuery, Store};
+pub use tx::{Draft, PROJECT_KIND, Tx};

@@ -1,0 +1,260 @@
+//! The generic server end to end, on the model store.
+
+use super::{tests_support::registry, *};
+use crate::Store;
+use axum::body::Body;
+use futures::StreamExt;
+use photon_auth::{Decision, Identity, Policy, Proof, Target};
+use photon_kv::MemKv;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+struct NoViewerWrites;
+
+#[async_trait]
+impl Policy for NoViewerWrites {
+    async fn decide(&self, caller: &Caller, action: Action, _: &Target) -> Decision {
+        if caller.identity.name.as_str() == "viewer" && !action.verb.reads() {
+            return Decision::Deny { because: "a viewer only reads".into() };
+        }
+        Decision::Allow { because: "test".into() }
+    }
+}
+
+struct Server {
+    app: Router,
+    kv: MemKv,
+}
+
+impl Server {
+    fn new() -> Server {
+        let kv = MemKv::new();
+        let store = Store::new(Arc::new(kv.clone()), Arc::new(registry()));
+        Server { app: Api::new(store, Gate::new(Arc::new(NoViewerWrites))).router(), kv }
+    }
+
+    async fn raw(&self, who: &str, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Response {
+        let mut b = http::Request::builder().method(method).uri(path);
+        for (k, v) in headers {
+            b = b.header(*k, *v);
+        }
+        let mut r = b.body(body).expect("request");
+        if !who.is_empty() {
+            let identity = Identity::user(who.parse().expect("name"));
+            r.extensions_mut().insert(Caller { identity, proof: Proof::Certificate });
+        }
+        self.app.clone().oneshot(r).await.expect("infallible")
+    }
+
+    async fn call_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> (u16, Value) {
+        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
+        let r = self.raw("admin", method, path, headers, body).await;
+        let status = r.status().as_u16();
+        let bytes = axum::body::to_bytes(r.into_body(), 1 << 22).await.expect("body");
+        (status, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    async fn call(&self, method: &str, path: &str, body: Value) -> (u16, Value) {
+        self.call_with(method, path, &[], body).await
+    }
+
+    async fn project(&self) {
+        assert_eq!(self.call("POST", "/v1/projects", json!({"meta": {"name": "p"}, "spec": {}})).await.0, 202);
+    }
+
+    async fn widget(&self, name: &str, spec: Value) -> (u16, Value) {
+        self.call("POST", "/v1/projects/p/widgets", json!({"meta": {"name": name}, "spec": spec})).await
+    }
+}
+
+const W: &str = "/v1/projects/p/widgets";
+
+#[tokio::test]
+async fn an_object_lives_its_life() {
+    let s = Server::new();
+    s.project().await;
+    let (status, made) = s.widget("a", json!({"size": 1})).await;
+    assert_eq!(status, 202, "{made}");
+    assert_eq!(made["meta"]["generation"], 1);
+    let revision = made["meta"]["revision"].as_u64().expect("revision");
+    let (status, got) = s.call("GET", &format!("{W}/a"), Value::Null).await;
+    assert_eq!((status, got["meta"]["revision"].as_u64()), (200, Some(revision)));
+
+    let (status, e) = s.widget("a", json!({"size": 1})).await;
+    assert_eq!((status, e["code"].as_str()), (409, Some("exists")));
+
+    let (status, changed) = s.call("PATCH", &format!("{W}/a"), json!({"spec": {"colour": "red"}, "meta": {"labels": {"x": "y"}}})).await;
+    assert_eq!((status, changed["meta"]["generation"].as_u64()), (200, Some(2)), "{changed}");
+    assert_eq!((&changed["spec"]["size"], &changed["meta"]["labels"]["x"]), (&json!(1), &json!("y")));
+
+    let stale = [("if-match", format!("\"{revision}\""))];
+    let stale: Vec<(&str, &str)> = stale.iter().map(|(k, v)| (*k, v.as_str())).collect();
+    let (status, e) = s.call_with("PATCH", &format!("{W}/a"), &stale, json!({"spec": {"size": 2}})).await;
+    assert_eq!((status, e["code"].as_str()), (409, Some("conflict")));
+
+    // What was read can be sent back.
+    let (_, mut o) = s.call("GET", &format!("{W}/a"), Value::Null).await;
+    o["spec"]["size"] = json!(7);
+    let (status, put) = s.call("PUT", &format!("{W}/a"), o.clone()).await;
+    assert_eq!((status, &put["spec"]["size"]), (200, &json!(7)), "{put}");
+    let (status, _) = s.call("PUT", &format!("{W}/a"), o).await;
+    assert_eq!(status, 409, "the same body again is stale");
+
+    assert_eq!(s.call("DELETE", &format!("{W}/a"), Value::Null).await.0, 202);
+    let (status, e) = s.call("GET", &format!("{W}/a"), Value::Null).await;
+    assert_eq!((status, e["number"].as_str()), (404, Some("PH1004")));
+}
+
+#[tokio::test]
+async fn bad_input_names_the_field_and_changes_nothing() {
+    let s = Server::new();
+    s.project().await;
+    let before = s.kv.dump();
+    for (body, field) in [
+        (json!({"meta": {"name": "a"}, "spec": {"size": 101}}), "spec.size"),
+        (json!({"meta": {"name": "a"}, "spec": {"size": "x"}}), "spec.size"),
+        (json!({"meta": {"name": "a"}, "spec": {"size": 1, "weight": 1}}), "spec.weight"),
+        (json!({"meta": {"name": "A"}, "spec": {"size": 1}}), "meta.name"),
+        (json!({"meta": {"name": "a", "labels": {"": "x"}}, "spec": {"size": 1}}), "meta.labels"),
+        (json!({"meta": {"name": "a"}, "spec": {"size": 1}, "extra": 1}), "extra"),
+        (json!({"meta": {"name": "a"}, "spec": {"size": 1, "part_of": "nobody"}}), "spec.part_of"),
+        (json!({"kind": "vm", "meta": {"name": "a"}, "spec": {"size": 1}}), "kind"),
+    ] {
+        let (status, e) = s.call("POST", W, body.clone()).await;
+        assert!((400..=404).contains(&status), "{body}: {status} {e}");
+        let said = e["field"].as_str().unwrap_or_default();
+        assert!(said.starts_with(field.split('.').next().unwrap_or_default()) && e["title"].is_string(), "{body}: {e}");
+    }
+    let (status, e) = s.call("POST", "/v1/projects/none/widgets", json!({"meta": {"name": "a"}, "spec": {"size": 1}})).await;
+    assert_eq!((status, e["hint"].as_str()), (404, Some("photon project create none")));
+    let r = s.raw("admin", "POST", W, &[], Body::from(vec![b'['; 2 << 20])).await;
+    assert_eq!(r.status(), 400);
+    let r = s.raw("admin", "POST", W, &[], Body::from("[".repeat(100_000))).await;
+    assert_eq!(r.status(), 400);
+    assert_eq!(s.raw("", "GET", W, &[], Body::empty()).await.status(), 401);
+    assert_eq!(s.raw("viewer", "POST", W, &[], Body::empty()).await.status(), 403);
+    assert_eq!(s.raw("viewer", "GET", W, &[], Body::empty()).await.status(), 200);
+    assert_eq!(s.kv.dump(), before);
+}
+
+#[tokio::test]
+async fn what_is_named_stays() {
+    let s = Server::new();
+    s.project().await;
+    s.widget("whole", json!({"size": 1})).await;
+    assert_eq!(s.widget("part", json!({"size": 1, "part_of": "whole"})).await.0, 202);
+    let (status, e) = s.call("DELETE", &format!("{W}/whole"), Value::Null).await;
+    assert_eq!((status, e["code"].as_str()), (409, Some("conflict")), "{e}");
+    let (status, e) = s.call("DELETE", "/v1/projects/p", Value::Null).await;
+    assert_eq!(status, 409, "{e}");
+    // The name given up, the named one may go.
+    assert_eq!(s.call("PATCH", &format!("{W}/part"), json!({"spec": {"part_of": null}})).await.0, 200);
+    assert_eq!(s.call("DELETE", &format!("{W}/whole"), Value::Null).await.0, 202);
+    assert_eq!(s.call("DELETE", &format!("{W}/part"), Value::Null).await.0, 202);
+    assert_eq!(s.call("DELETE", "/v1/projects/p", Value::Null).await.0, 202);
+    let left: Vec<_> = s.kv.dump().into_iter().filter(|v| !v.key.starts_with(b"/photon.internal/audit/")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn lists_show_one_revision_whatever_happens_meanwhile() {
+    let s = Server::new();
+    s.project().await;
+    for i in 0..25 {
+        s.widget(&format!("w{i:02}"), json!({"size": i, "colour": if i % 2 == 0 { "red" } else { "blue" }})).await;
+    }
+    let mut seen = Vec::new();
+    let mut path = format!("{W}?limit=7");
+    loop {
+        let (status, page) = s.call("GET", &path, Value::Null).await;
+        assert_eq!(status, 200, "{page}");
+        for o in page["items"].as_array().expect("items") {
+            seen.push(o["meta"]["name"].as_str().expect("name").to_string());
+        }
+        // Between the pages: one goes that was not shown yet, one comes that would sort before.
+        s.call("DELETE", &format!("{W}/w24"), Value::Null).await;
+        s.widget(&format!("a{}", seen.len()), json!({"size": 0})).await;
+        match page["cursor"].as_str() {
+            Some(c) => path = format!("{W}?limit=7&cursor={c}"),
+            None => break,
+        }
+    }
+    let expected: Vec<String> = (0..25).map(|i| format!("w{i:02}")).collect();
+    assert_eq!(seen, expected);
+    let (_, red) = s.call("GET", &format!("{W}?fields=spec.colour=red&limit=5"), Value::Null).await;
+    assert_eq!(red["items"].as_array().map(Vec::len), Some(5));
+    assert!(red["cursor"].is_string());
+    let (status, _) = s.call("GET", &format!("/v1/projects/q/widgets?cursor={}", red["cursor"].as_str().expect("cursor")), Value::Null).await;
+    assert_eq!(status, 400, "a cursor of another list");
+}
+
+#[tokio::test]
+async fn repeating_a_request_repeats_the_answer() {
+    let s = Server::new();
+    s.project().await;
+    let key = [("idempotency-key", "k-1")];
+    let body = json!({"meta": {"name": "a"}, "spec": {"size": 1}});
+    let (status, first) = s.call_with("POST", W, &key, body.clone()).await;
+    assert_eq!(status, 202);
+    let (status, second) = s.call_with("POST", W, &key, body).await;
+    assert_eq!((status, &second["meta"]["id"]), (202, &first["meta"]["id"]));
+    let (status, _) = s.call_with("POST", W, &key, json!({"meta": {"name": "b"}, "spec": {"size": 1}})).await;
+    assert_eq!(status, 409);
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_and_does_nothing() {
+    let s = Server::new();
+    s.project().await;
+    s.widget("a", json!({"size": 1})).await;
+    let before = s.kv.dump();
+    let (status, d) = s.call("PATCH", &format!("{W}/a?dryRun=true"), json!({"spec": {"size": 2}})).await;
+    assert_eq!((status, &d["changes"][0]), (200, &json!({"field": "spec.size", "old": 1, "new": 2})), "{d}");
+    let (status, _) = s.call("POST", &format!("{W}?dryRun=true"), json!({"meta": {"name": "a"}, "spec": {"size": 2}})).await;
+    assert_eq!(status, 409, "a dry run finds the conflict");
+    assert_eq!(s.kv.dump(), before);
+}
+
+#[tokio::test]
+async fn a_watch_resumes_without_gap_or_duplicate() {
+    let s = Server::new();
+    s.project().await;
+    let (_, made) = s.widget("a", json!({"size": 1})).await;
+    let seen = made["meta"]["revision"].as_u64().expect("revision");
+    s.widget("b", json!({"size": 1})).await;
+    s.call("DELETE", &format!("{W}/a"), Value::Null).await;
+    let r = s.raw("admin", "GET", &format!("{W}?watch=true&revision={seen}"), &[], Body::empty()).await;
+    let mut stream = r.into_body().into_data_stream();
+    let mut text = String::new();
+    while !text.contains("\"delete\"") {
+        text.push_str(&String::from_utf8_lossy(&stream.next().await.expect("more").expect("chunk")));
+    }
+    let data: Vec<Value> = text
+        .lines()
+        .filter_map(|l| l.strip_prefix("data: "))
+        .map(|l| serde_json::from_str(l).expect("json"))
+        .collect();
+    assert_eq!(data.len(), 2, "{text}");
+    assert_eq!((&data[0]["type"], &data[0]["object"]["meta"]["name"]), (&json!("put"), &json!("b")));
+    assert_eq!((&data[1]["type"], &data[1]["name"]), (&json!("delete"), &json!("a")));
+}
+
+#[tokio::test]
+async fn every_change_leaves_an_audit_record_in_the_same_commit() {
+    let s = Server::new();
+    s.project().await;
+    s.widget("a", json!({"size": 1})).await;
+    s.call("PATCH", &format!("{W}/a"), json!({"spec": {"size": 2}})).await;
+    s.call("DELETE", &format!("{W}/a"), Value::Null).await;
+    let records: Vec<crate::AuditRecord> = s
+        .kv
+        .dump()
+        .iter()
+        .filter(|v| v.key.starts_with(b"/photon.internal/audit/"))
+        .map(|v| serde_json::from_slice(&v.value).expect("record"))
+        .collect();
+    let mut actions: Vec<&str> = records.iter().map(|r| r.action.as_str()).collect();
+    actions.sort_unstable();
+    assert_eq!(actions, ["project.create", "widget.create", "widget.delete", "widget.update"]);
+    assert!(records.iter().all(|r| r.who == "user/admin"));
+}

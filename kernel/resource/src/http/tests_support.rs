@@ -1,0 +1,49 @@
+//! Kinds for tests of this crate.
+
+use crate::{Reference, Registry, Resource, Scope};
+use photon_base::{Error, Name, Result};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProjectSpec {}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+pub struct NoStatus {}
+
+impl Resource for ProjectSpec {
+    type Status = NoStatus;
+    const KIND: &'static str = "project";
+    const PLURAL: &'static str = "projects";
+    const SCOPE: Scope = Scope::Cluster;
+    const SERVICE: &'static str = "test";
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WidgetSpec {
+    pub size: u32,
+    #[serde(default)]
+    pub colour: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part_of: Option<Name>,
+}
+
+impl Resource for WidgetSpec {
+    type Status = NoStatus;
+    const KIND: &'static str = "widget";
+    const PLURAL: &'static str = "widgets";
+    const SCOPE: Scope = Scope::Project;
+    const SERVICE: &'static str = "test";
+    fn validate(&self) -> Result<()> {
+        if self.size > 100 { Err(Error::invalid("size", "is above 100")) } else { Ok(()) }
+    }
+    fn references(&self) -> Vec<Reference> {
+        self.part_of.iter().map(|n| Reference { field: "part_of".into(), kind: "widget", name: n.clone() }).collect()
+    }
+}
+
+pub fn registry() -> Registry {
+    Registry::new().with::<ProjectSpec>().with::<WidgetSpec>()
+}

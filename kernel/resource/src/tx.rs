@@ -1,0 +1,281 @@
+//! Changes to objects, gathered and then made in one commit.
+
+use crate::{AuditRecord, Key, KindInfo, Meta, Object, Owner, Raw, Resource, Store, keys, meta};
+use bytes::Bytes;
+use photon_base::{Code, Error, Name, Result, Uid};
+use photon_kv::{Check, KvError, Write};
+use serde_json::Value;
+use std::collections::{BTreeMap, btree_map::Entry};
+
+/// The kind that [`crate::Scope::Project`] refers to.
+pub const PROJECT_KIND: &str = "project";
+
+/// The hint of conflicts that reading again may solve.
+pub(crate) const AGAIN: &str = "read it again, then change it";
+
+/// An object to be.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Project, for kinds that live in one.
+    pub project: Option<Name>,
+    /// Name.
+    pub name: Name,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Owner, for children.
+    pub owner: Option<Owner>,
+    /// Identity; children derive it from their owner, others draw it.
+    pub id: Option<Uid>,
+    /// Spec, not yet admitted.
+    pub spec: Value,
+    /// First status.
+    pub status: Value,
+}
+
+/// A commit in the making: all of it happens, or nothing.
+pub struct Tx<'a> {
+    store: &'a Store,
+    checks: Vec<(Check, Error)>,
+    writes: BTreeMap<Bytes, Write>,
+}
+
+impl<'a> Tx<'a> {
+    pub(crate) fn new(store: &'a Store) -> Self {
+        Tx { store, checks: Vec::new(), writes: BTreeMap::new() }
+    }
+
+    /// Adds a condition and the error that its failure means.
+    pub fn check(&mut self, check: Check, otherwise: Error) {
+        self.checks.push((check, otherwise));
+    }
+
+    fn write(&mut self, w: Write) -> Result<()> {
+        match self.writes.entry(w.key().clone()) {
+            Entry::Vacant(e) => {
+                e.insert(w);
+                Ok(())
+            }
+            Entry::Occupied(_) => Err(Error::internal("one commit writes a record twice")),
+        }
+    }
+
+    fn put_object(&mut self, key: &Key, object: &Raw) -> Result<()> {
+        let bytes = serde_json::to_vec(object).map_err(|e| Error::internal("an object can't be written").why(e))?;
+        if bytes.len() > crate::http::BODY_BYTES_MAX {
+            return Err(Error::new(Code::Invalid, format!("{key} would be too large")).why("an object has at most 1 MiB"));
+        }
+        self.write(Write::Put(key.storage(), bytes.into()))
+    }
+
+    /// Takes `item` of `pool` for `holder`; fails with `otherwise` when somebody has it.
+    pub fn claim(&mut self, pool: &str, item: &str, holder: Uid, otherwise: Error) -> Result<()> {
+        let key = keys::claim_key(pool, item);
+        self.check(Check::absent(key.clone()), otherwise);
+        self.write(Write::Put(key, holder.to_string().into()))
+    }
+
+    /// Gives `item` of `pool` back.
+    pub fn release(&mut self, pool: &str, item: &str) -> Result<()> {
+        self.write(Write::Delete(keys::claim_key(pool, item)))
+    }
+
+    /// Adds an audit record.
+    pub fn audit(&mut self, record: &AuditRecord) -> Result<()> {
+        let (k, v) = record.entry();
+        self.write(Write::Put(k, v))
+    }
+
+    /// Puts any record of ours; for records that are not objects.
+    pub fn put(&mut self, key: Bytes, value: Bytes) -> Result<()> {
+        self.write(Write::Put(key, value))
+    }
+
+    /// Removes any record of ours.
+    pub fn remove(&mut self, key: Bytes) -> Result<()> {
+        self.write(Write::Delete(key))
+    }
+
+    /// Makes an object. What it names must exist and stay unchanged until the commit.
+    pub async fn create(&mut self, kind: &KindInfo, draft: Draft) -> Result<Raw> {
+        let key = Key::new(kind.kind, draft.project.clone(), draft.name.clone());
+        meta::check_labels(&draft.labels).map_err(|e| e.within("meta"))?;
+        let (spec, references) = (kind.admit)(draft.spec)?;
+        let status = (kind.admit_status)(draft.status)?;
+        if let Some(project) = &draft.project {
+            let pkey = Key::new(PROJECT_KIND, None, project.clone());
+            let hint = format!("photon project create {project}");
+            self.needs(&pkey, "meta.project").await.map_err(|e| e.hint(hint))?;
+        }
+        for r in &references {
+            let target = self.store.resolve(r, draft.project.as_ref())?;
+            self.needs(&target, &format!("spec.{}", r.field)).await?;
+            self.write(Write::Put(target.referrer(&key), Bytes::new()))?;
+        }
+        let object = Raw {
+            meta: Meta {
+                id: draft.id.unwrap_or_else(photon_rt::entropy::uid),
+                name: draft.name,
+                project: draft.project,
+                labels: draft.labels,
+                generation: 1,
+                revision: 0,
+                created: photon_rt::time::wall(),
+                deleting: None,
+                finalizers: kind.finalizers.iter().map(ToString::to_string).collect(),
+                owner: draft.owner,
+            },
+            spec,
+            status,
+        };
+        let exists = Error::new(Code::Exists, format!("{key} exists already"));
+        self.check(Check::absent(key.storage()), exists);
+        self.put_object(&key, &object)?;
+        Ok(object)
+    }
+
+    /// Requires that `target` exists, is wanted, and does not change before the commit.
+    async fn needs(&mut self, target: &Key, field: &str) -> Result<()> {
+        match self.store.get_raw(target).await? {
+            Some(t) if t.meta.deleting.is_some() => {
+                Err(Error::new(Code::Conflict, format!("{target} is being deleted")).within(field))
+            }
+            Some(t) => {
+                let changed = Error::new(Code::Conflict, format!("{target} changed meanwhile")).hint(AGAIN);
+                self.check(Check::Modified(target.storage(), t.meta.revision), changed);
+                Ok(())
+            }
+            None => Err(Error { field: Some(field.to_string()), ..Error::not_found(target) }),
+        }
+    }
+
+    /// Replaces `old` by `new`, from which it may differ in labels, finalizers, `deleting`, spec (admitted
+    /// here) and status. Fails with a conflict when `old` is no longer what is stored. An object that is being deleted
+    /// and has no finalizers left is removed, with its "is named by" records. Returns what is stored
+    /// after the commit, or none when it is gone.
+    pub async fn replace(&mut self, kind: &KindInfo, old: &Raw, mut new: Raw) -> Result<Option<Raw>> {
+        let key = Key::new(kind.kind, old.meta.project.clone(), old.meta.name.clone());
+        let moved = Error::new(Code::Conflict, format!("{key} changed meanwhile")).hint(AGAIN);
+        self.check(Check::Modified(key.storage(), old.meta.revision), moved);
+        let mut generation = old.meta.generation;
+        if new.spec != old.spec {
+            meta::check_labels(&new.meta.labels).map_err(|e| e.within("meta"))?;
+            let (spec, references) = (kind.admit)(new.spec)?;
+            (kind.admit_update)(&old.spec, &spec)?;
+            let (_, before) = (kind.admit)(old.spec.clone())?;
+            for r in references.iter().filter(|r| !before.iter().any(|b| b.kind == r.kind && b.name == r.name)) {
+                let target = self.store.resolve(r, old.meta.project.as_ref())?;
+                self.needs(&target, &format!("spec.{}", r.field)).await?;
+                self.write(Write::Put(target.referrer(&key), Bytes::new()))?;
+            }
+            for b in before.iter().filter(|b| !references.iter().any(|r| r.kind == b.kind && r.name == b.name)) {
+                self.write(Write::Delete(self.store.resolve(b, old.meta.project.as_ref())?.referrer(&key)))?;
+            }
+            generation += u64::from(spec != old.spec);
+            new.spec = spec;
+        }
+        if new.meta.labels != old.meta.labels {
+            meta::check_labels(&new.meta.labels).map_err(|e| e.within("meta"))?;
+        }
+        if new.meta.deleting.is_some() && old.meta.deleting.is_none() {
+            generation += 1;
+            self.forbid_if_named(kind, &key);
+        }
+        new.meta = Meta {
+            labels: new.meta.labels,
+            finalizers: new.meta.finalizers,
+            deleting: old.meta.deleting.or(new.meta.deleting),
+            generation,
+            revision: 0,
+            ..old.meta.clone()
+        };
+        if new.meta.deleting.is_some() && new.meta.finalizers.is_empty() {
+            let (_, references) = (kind.admit)(old.spec.clone())?;
+            for r in references {
+                let record = self.store.resolve(&r, old.meta.project.as_ref())?.referrer(&key);
+                self.writes.insert(record.clone(), Write::Delete(record));
+            }
+            self.write(Write::Delete(key.storage()))?;
+            return Ok(None);
+        }
+        new.status = (kind.admit_status)(new.status)?;
+        self.put_object(&key, &new)?;
+        Ok(Some(new))
+    }
+
+    /// What others name can't go; a project goes only when empty.
+    fn forbid_if_named(&mut self, kind: &KindInfo, key: &Key) {
+        let used = Error::new(Code::Conflict, format!("{key} is in use"))
+            .hint("delete what uses it first: `photon get all` shows it");
+        self.check(Check::Absent(key.referrers()), used);
+        if kind.kind == PROJECT_KIND {
+            for k in self.store.registry().kinds().iter().filter(|k| k.scope == crate::Scope::Project) {
+                let range = keys::kind_range(k.kind, Some(&key.name), k.scope);
+                let full = Error::new(Code::Conflict, format!("{key} still has {}", k.plural))
+                    .hint(format!("photon {} list --project {}", k.kind, key.name));
+                self.check(Check::Absent(range), full);
+            }
+        }
+    }
+
+    /// Asks for the removal of `old`: at once when nobody has to clean up, else when the last
+    /// finalizer has run. Asking twice is fine.
+    pub async fn delete(&mut self, kind: &KindInfo, old: &Raw) -> Result<Option<Raw>> {
+        let mut new = old.clone();
+        new.meta.deleting = Some(old.meta.deleting.unwrap_or_else(photon_rt::time::wall));
+        self.replace(kind, old, new).await
+    }
+
+    /// [`Tx::create`] of a typed child, whose identity follows from its owner and name.
+    pub async fn create_child<R: Resource, O: Resource>(&mut self, owner: &Object<O>, name: Name, spec: &R) -> Result<Raw> {
+        let kind = self.store.kind_of::<R>()?.clone();
+        let id = owner.meta.id.derive(&format!("{}/{name}", R::KIND));
+        let owner_ref = Owner { kind: O::KIND.into(), name: owner.meta.name.clone(), id: owner.meta.id };
+        let spec = serde_json::to_value(spec).map_err(|e| Error::internal("a spec can't be written").why(e))?;
+        let project = owner.meta.project.clone();
+        let draft = Draft {
+            project,
+            name,
+            labels: BTreeMap::new(),
+            owner: Some(owner_ref),
+            id: Some(id),
+            spec,
+            status: Value::Null,
+        };
+        self.create(&kind, draft).await
+    }
+
+    /// Replaces a typed object by `change(object)`.
+    pub async fn update<R: Resource>(&mut self, old: &Object<R>, change: impl FnOnce(&mut Object<R>)) -> Result<()> {
+        let kind = self.store.kind_of::<R>()?.clone();
+        let mut new = old.clone();
+        change(&mut new);
+        self.replace(&kind, &old.raw()?, new.raw()?).await.map(|_| ())
+    }
+
+    /// Makes the commit. Returns its revision.
+    pub async fn commit(mut self) -> Result<u64> {
+        let writes = std::mem::take(&mut self.writes).into_values().collect();
+        self.send(writes).await
+    }
+
+    /// Tries the conditions and writes nothing.
+    pub async fn verify(self) -> Result<()> {
+        self.send(Vec::new()).await.map(|_| ())
+    }
+
+    async fn send(self, writes: Vec<Write>) -> Result<u64> {
+        let (checks, errors): (Vec<Check>, Vec<Error>) = self.checks.into_iter().unzip();
+        match self.store.kv().commit(checks, writes).await {
+            Ok(c) => Ok(c.revision),
+            Err(KvError::CheckFailed(i)) => {
+                Err(errors.into_iter().nth(i).unwrap_or_else(|| Error::internal("an unknown check failed")))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// True when the commit would write nothing.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
