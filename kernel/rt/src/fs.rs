@@ -2,15 +2,62 @@
 //! through [`crate::disk`].
 
 use photon_base::{Code, Error, Result};
-pub use std::fs::{
-    File, OpenOptions, create_dir_all, metadata, read, read_dir, read_link, read_to_string, remove_dir_all,
-    remove_file, rename,
-};
+pub use std::fs::{File, Metadata, OpenOptions};
 use std::{
-    io::Write,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
+
+/// The bytes of a file.
+pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    std::fs::read(path)
+}
+
+/// The text of a file; prefer [`read_text`] for files that others write.
+pub fn read_to_string(path: impl AsRef<Path>) -> io::Result<String> {
+    std::fs::read_to_string(path)
+}
+
+/// Entries of a folder.
+pub fn read_dir(path: impl AsRef<Path>) -> io::Result<std::fs::ReadDir> {
+    std::fs::read_dir(path)
+}
+
+/// Target of a symbolic link.
+pub fn read_link(path: impl AsRef<Path>) -> io::Result<std::path::PathBuf> {
+    std::fs::read_link(path)
+}
+
+/// Facts about a file.
+pub fn metadata(path: impl AsRef<Path>) -> io::Result<Metadata> {
+    std::fs::metadata(path)
+}
+
+/// Makes a folder and its parents.
+pub fn create_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
+    std::fs::create_dir_all(path)
+}
+
+/// Removes a folder with its content.
+pub fn remove_dir_all(path: impl AsRef<Path>) -> io::Result<()> {
+    std::fs::remove_dir_all(path)
+}
+
+/// Removes a file.
+pub fn remove_file(path: impl AsRef<Path>) -> io::Result<()> {
+    std::fs::remove_file(path)
+}
+
+/// Gives a file another name, replacing what has it.
+pub fn rename(from: impl AsRef<Path>, to: impl AsRef<Path>) -> io::Result<()> {
+    std::fs::rename(from, to)
+}
+
+/// Opens a file for reading.
+pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
+    File::open(path)
+}
 
 fn context(what: &str, path: &Path, e: std::io::Error) -> Error {
     let code = match e.kind() {

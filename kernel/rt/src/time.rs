@@ -3,7 +3,7 @@
 use photon_base::{Code, Error, Result, Timestamp};
 use std::future::Future;
 pub use std::time::Duration;
-pub use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+pub use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 /// Monotonic now.
 pub fn now() -> Instant {
@@ -14,6 +14,21 @@ pub fn now() -> Instant {
 pub fn wall() -> Timestamp {
     let d = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp(d.as_millis().min(u128::from(Timestamp::MAX.0)) as u64)
+}
+
+/// Waits for `d`.
+pub async fn sleep(d: Duration) {
+    tokio::time::sleep(d).await;
+}
+
+/// Waits until `t`.
+pub async fn sleep_until(t: Instant) {
+    tokio::time::sleep_until(t).await;
+}
+
+/// Ticks at once and then every `period`.
+pub fn interval(period: Duration) -> Interval {
+    tokio::time::interval(period)
 }
 
 /// Runs `f` for at most `limit`; then the error says that `what` timed out.

@@ -51,12 +51,15 @@ pub trait Connect: Send + Sync + 'static {
     async fn connect(&self, who: Authorized, request: Request) -> Result<Response>;
 }
 
+/// Subresources by kind and name.
+type Connects = HashMap<(&'static str, &'static str), (Verb, Arc<dyn Connect>)>;
+
 /// The API of a store's kinds.
 #[derive(Clone)]
 pub struct Api {
     store: Store,
     gate: Gate,
-    connects: Arc<HashMap<(&'static str, &'static str), (Verb, Arc<dyn Connect>)>>,
+    connects: Arc<Connects>,
     watches: Arc<Semaphore>,
 }
 

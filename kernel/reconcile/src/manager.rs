@@ -1,0 +1,192 @@
+//! Runs reconcilers.
+
+use crate::{
+    Context, Feed, View,
+    queue::{Item, Outcome, Queue},
+};
+use async_trait::async_trait;
+use futures::FutureExt;
+use photon_base::{Code, Result};
+use photon_resource::{Key, RESOURCE_PREFIX, Resource, Store, parse_key};
+use photon_rt::{
+    task::Tasks,
+    time::{Duration, now, sleep_until},
+};
+use std::{panic::AssertUnwindSafe, sync::Arc};
+use tokio::sync::mpsc;
+
+/// What a reconciler wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing until something it read changes.
+    Done,
+    /// Another run after this long (a poll of something outside the store).
+    After(Duration),
+}
+
+/// Makes objects of one kind so.
+#[async_trait]
+pub trait Reconcile: Send + Sync + 'static {
+    /// Kind whose keys it gets.
+    type Kind: Resource;
+
+    /// Name for logs and metrics.
+    fn name(&self) -> &'static str;
+
+    /// Brings the world nearer to what the object at `key` wants. The object may be gone. Every step is
+    /// an "ensure": the call may have been cut off anywhere the last time.
+    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next>;
+
+    /// Removes what exists outside the store and belongs to no object; called at start and then once a
+    /// minute.
+    async fn sweep(&self, _cx: &Context) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A reconciler with its kind erased.
+#[async_trait]
+pub(crate) trait Erased: Send + Sync + 'static {
+    fn name(&self) -> &'static str;
+    fn kind(&self) -> &'static str;
+    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next>;
+    async fn sweep(&self, cx: &Context) -> Result<()>;
+}
+
+#[async_trait]
+impl<T: Reconcile> Erased for T {
+    fn name(&self) -> &'static str {
+        Reconcile::name(self)
+    }
+    fn kind(&self) -> &'static str {
+        T::Kind::KIND
+    }
+    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
+        Reconcile::reconcile(self, cx, key).await
+    }
+    async fn sweep(&self, cx: &Context) -> Result<()> {
+        Reconcile::sweep(self, cx).await
+    }
+}
+
+pub(crate) fn key_of(kind: &'static str, storage: &str) -> Option<Key> {
+    let (_, project, name) = parse_key(storage.as_bytes())?;
+    Some(Key::new(kind, project, name))
+}
+
+/// All reconcilers of a process on one view.
+pub struct Manager {
+    store: Store,
+    view: View,
+    reconcilers: Vec<Arc<dyn Erased>>,
+}
+
+/// Every key runs at least this often.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Runs at a time, over all reconcilers.
+const RUNS_MAX: usize = 16;
+/// Longest run; then it counts as failed and is dropped.
+const RUN_TIME_MAX: Duration = Duration::from_secs(300);
+
+impl Manager {
+    /// A manager without reconcilers; its view can be shared at once.
+    pub fn new(store: Store) -> Manager {
+        Manager { store, view: View::default(), reconcilers: Vec::new() }
+    }
+
+    /// The view that all reconcilers share.
+    pub fn view(&self) -> View {
+        self.view.clone()
+    }
+
+    /// Adds a reconciler.
+    pub fn add(&mut self, r: impl Reconcile) {
+        self.reconcilers.push(Arc::new(r));
+    }
+
+    /// Starts the feed and the runs; they end with `tasks`.
+    pub fn start(self, tasks: &Tasks) {
+        let (tx, rx) = mpsc::unbounded_channel();
+        tasks.spawn("view", Feed::new(self.store.clone(), self.view.clone(), tx).run());
+        let owned = tasks.clone();
+        tasks.spawn("reconcile", self.run(owned, rx));
+    }
+
+    async fn run(self, tasks: Tasks, mut changed: mpsc::UnboundedReceiver<String>) {
+        self.view.reached(1).await;
+        let (done_tx, mut done) = mpsc::channel::<(Item, crate::context::Reads, Outcome)>(RUNS_MAX);
+        let mut queue = Queue::default();
+        let mut running = 0;
+        let mut resync = photon_rt::time::interval(RESYNC);
+        loop {
+            while running < RUNS_MAX
+                && let Some(item) = queue.pop(now())
+            {
+                running += 1;
+                let (r, view, store, tx) =
+                    (self.reconcilers[item.0].clone(), self.view.clone(), self.store.clone(), done_tx.clone());
+                tasks.spawn("reconcile-run", async move {
+                    let (reads, outcome) = run_once(&*r, view, store, &item.1).await;
+                    let _ = tx.send((item, reads, outcome)).await; // the manager goes only with its tasks
+                });
+            }
+            let due = queue.next_at().filter(|_| running < RUNS_MAX);
+            tokio::select! {
+                Some((item, reads, outcome)) = done.recv() => {
+                    running -= 1;
+                    queue.done(item, reads, outcome, now());
+                }
+                Some(key) = changed.recv() => {
+                    queue.touched(&key, now());
+                    for (i, r) in self.reconcilers.iter().enumerate() {
+                        if key[RESOURCE_PREFIX.len()..].split('/').next() == Some(r.kind()) {
+                            queue.add((i, key.clone()), now());
+                        }
+                    }
+                }
+                _ = resync.tick() => self.resync(&tasks, &mut queue),
+                () = async { match due { Some(t) => sleep_until(t).await, None => std::future::pending().await } } => {}
+            }
+        }
+    }
+
+    fn resync(&self, tasks: &Tasks, queue: &mut Queue) {
+        for (i, r) in self.reconcilers.iter().enumerate() {
+            let listed = self.view.list(&format!("{RESOURCE_PREFIX}{}/", r.kind()));
+            for (key, _) in listed {
+                // Spread over a tenth of the period, so that a large view is no burst.
+                let jitter = photon_rt::entropy::u64() % (RESYNC.as_millis() as u64 / 10);
+                queue.add((i, key), now() + Duration::from_millis(jitter));
+            }
+            let (r, cx) = (r.clone(), Context::new(self.view.clone(), self.store.clone()));
+            tasks.spawn("sweep", async move {
+                if let Err(e) = r.sweep(&cx).await {
+                    tracing::warn!(reconciler = r.name(), error = %e, "sweep failed");
+                }
+            });
+        }
+    }
+}
+
+async fn run_once(r: &dyn Erased, view: View, store: Store, storage: &str) -> (crate::context::Reads, Outcome) {
+    let Some(key) = key_of(r.kind(), storage) else { return (crate::context::Reads::default(), Outcome::Done(None)) };
+    let cx = Context::new(view, store);
+    let run = AssertUnwindSafe(photon_rt::time::timeout(RUN_TIME_MAX, r.name(), r.reconcile(&cx, &key))).catch_unwind();
+    let outcome = match run.await {
+        Ok(Ok(Ok(Next::Done))) => Outcome::Done(None),
+        Ok(Ok(Ok(Next::After(d)))) => Outcome::Done(Some(d)),
+        Ok(Ok(Err(e))) if matches!(e.code, Code::Conflict | Code::Exists) => {
+            tracing::debug!(reconciler = r.name(), %key, error = %e, "raced");
+            Outcome::Raced
+        }
+        Ok(Ok(Err(e)) | Err(e)) => {
+            tracing::warn!(reconciler = r.name(), %key, error = %e, "failed; trying again");
+            Outcome::Failed
+        }
+        Err(_) => {
+            tracing::error!(reconciler = r.name(), %key, "panicked; trying again");
+            Outcome::Failed
+        }
+    };
+    (cx.reads(), outcome)
+}
