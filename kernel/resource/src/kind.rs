@@ -22,6 +22,18 @@ pub struct Column {
     pub pointer: &'static str,
 }
 
+/// A flag of `create` and `edit` on the command line that is no plain field of the spec (those have
+/// flags by their own names).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flag {
+    /// Name without dashes.
+    pub name: &'static str,
+    /// JSON pointer into the spec; `-` appends an element.
+    pub pointer: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+}
+
 /// Another object that a spec names. The store checks that it exists, and keeps it while it is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reference {
@@ -50,6 +62,12 @@ pub trait Resource: Serialize + DeserializeOwned + JsonSchema + Clone + Send + S
     const SYSTEM: bool = false;
     /// Columns behind name (and project) in tables.
     const COLUMNS: &'static [Column] = &[];
+    /// Flags of the command line beside the spec's own fields.
+    const FLAGS: &'static [Flag] = &[];
+    /// Values of `status.phase` in which nothing more happens by itself, if all is well.
+    const SETTLED: &'static [&'static str] = &[];
+    /// Values of `status.phase` that mean failure.
+    const FAILED: &'static [&'static str] = &[];
     /// Finalizers that a new object carries.
     const FINALIZERS: &'static [&'static str] = &[];
 

@@ -26,7 +26,7 @@ mod tx;
 pub use audit::AuditRecord;
 pub use diff::{FieldChange, diff};
 pub use keys::{Key, RESOURCE_PREFIX, ROOT, claim_key, kind_range, parse_key};
-pub use kind::{Column, Reference, Resource, Scope};
+pub use kind::{Column, Flag, Reference, Resource, Scope};
 pub use meta::{Meta, Owner};
 pub use object::{Object, Raw};
 pub use registry::{KindInfo, Registry};

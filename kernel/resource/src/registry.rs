@@ -1,6 +1,6 @@
 //! All kinds of a program, with their types erased.
 
-use crate::{Column, Reference, Resource, Scope, admit};
+use crate::{Column, Flag, Reference, Resource, Scope, admit};
 use photon_base::{Code, Error, Result};
 use serde_json::Value;
 
@@ -19,6 +19,12 @@ pub struct KindInfo {
     pub system: bool,
     /// Columns of tables.
     pub columns: &'static [Column],
+    /// Extra flags of the command line.
+    pub flags: &'static [Flag],
+    /// Phases of rest.
+    pub settled: &'static [&'static str],
+    /// Phases of failure.
+    pub failed: &'static [&'static str],
     /// Finalizers of a new object.
     pub finalizers: &'static [&'static str],
     /// JSON Schema of spec.
@@ -43,6 +49,9 @@ impl KindInfo {
             service: R::SERVICE,
             system: R::SYSTEM,
             columns: R::COLUMNS,
+            flags: R::FLAGS,
+            settled: R::SETTLED,
+            failed: R::FAILED,
             finalizers: R::FINALIZERS,
             spec_schema: admit::schema::<R>,
             status_schema: admit::schema::<R::Status>,

@@ -61,8 +61,11 @@ pub fn parse_route(registry: &Registry, method: &Method, path: &str, query: &str
         }
         _ => {}
     }
-    let p = Params::parse(query)?;
+    // A subresource reads its own parameters.
+    let p = if sub.is_some() { Params::default() } else { Params::parse(query)? };
     let verb = match (method, name.is_some()) {
+        // The subresource's own verb counts; see `http::handle`.
+        _ if sub.is_some() => Verb::Get,
         (&Method::GET, false) if p.watch => Verb::Watch,
         (&Method::GET, false) => Verb::List,
         (&Method::POST, false) => Verb::Create,
