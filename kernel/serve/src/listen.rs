@@ -1,0 +1,212 @@
+//! Listeners: TCP, TLS, HTTP/1.1 and HTTP/2 on one port, and who is calling.
+
+use crate::metrics::Counter;
+use axum::{Router, body::Body};
+use http::{Request, Response, header};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use photon_auth::{Caller, Identity, Proof, TokenKey, identity_of};
+use photon_base::{Code, Error, Result};
+use photon_rt::{
+    net::{TcpListener, TcpStream},
+    task::Tasks,
+    time::{Duration, timeout},
+};
+use rustls::ServerConfig;
+use std::{convert::Infallible, sync::Arc};
+use tokio::{io::AsyncWriteExt, sync::Semaphore};
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
+
+/// Most connections of one listener at a time.
+const CONNECTIONS_MAX: usize = 8192;
+/// Time for a TLS handshake, and for an HTTP/1.1 request head.
+const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+/// Time for running requests at shutdown.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
+/// Largest request head, in bytes.
+const HEAD_BYTES_MAX: u32 = 64 << 10;
+
+/// A port that answers.
+pub struct Listener {
+    /// For logs and metrics.
+    pub name: &'static str,
+    /// The bound socket.
+    pub socket: TcpListener,
+    /// TLS; none only for loopback drop-ins.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Verifies bearer tokens; none refuses them.
+    pub tokens: Option<Arc<TokenKey>>,
+    /// What answers.
+    pub router: Router,
+}
+
+#[derive(Clone)]
+struct Shared {
+    name: &'static str,
+    tls: Option<TlsAcceptor>,
+    tokens: Option<Arc<TokenKey>>,
+    router: Router,
+    tasks: Tasks,
+    requests: Counter,
+}
+
+impl Listener {
+    /// Accepts until `tasks` end.
+    pub fn start(self, tasks: &Tasks) {
+        let shared = Shared {
+            name: self.name,
+            tls: self.tls.map(TlsAcceptor::from),
+            tokens: self.tokens,
+            router: self.router,
+            tasks: tasks.clone(),
+            requests: crate::metrics::counter(
+                "photon_http_requests_total",
+                "HTTP requests answered, by listener.",
+                &[("listener", self.name)],
+            ),
+        };
+        let socket = self.socket;
+        tasks.spawn("accept", async move {
+            let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+            loop {
+                let Ok(slot) = slots.clone().acquire_owned().await else { return };
+                match socket.accept().await {
+                    Ok((stream, _)) => {
+                        let shared = shared.clone();
+                        let owner = shared.tasks.clone();
+                        owner.spawn_graceful("connection", async move {
+                            if let Err(e) = connection(shared, stream).await {
+                                tracing::debug!(error = %e, "connection ended");
+                            }
+                            drop(slot);
+                        });
+                    }
+                    Err(e) => {
+                        // Out of file descriptors, most likely: give others time to close theirs.
+                        tracing::warn!(error = %e, "cannot accept a connection");
+                        photon_rt::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn connection(shared: Shared, stream: TcpStream) -> Result<()> {
+    let _ = stream.set_nodelay(true); // only latency is lost without it
+    let Some(acceptor) = shared.tls.clone() else {
+        return http(shared, TokioIo::new(stream), None).await;
+    };
+    let mut first = [0u8; 1];
+    let n = timeout(HANDSHAKE_TIME_MAX, "the first byte", stream.peek(&mut first))
+        .await?
+        .map_err(|e| Error::unavailable("the connection broke").why(e))?;
+    if n == 1 && first[0].is_ascii_uppercase() {
+        return refuse_plain(stream).await;
+    }
+    let tls = timeout(HANDSHAKE_TIME_MAX, "the TLS handshake", acceptor.accept(stream))
+        .await?
+        .map_err(|e| Error::new(Code::Unauthenticated, "the TLS handshake failed").why(e))?;
+    // rustls has verified the chain: what it shows is of our authority.
+    let peer = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(identity_of);
+    http(shared, TokioIo::new(tls), peer).await
+}
+
+/// Somebody speaks plain HTTP to a TLS port: say so in their language.
+async fn refuse_plain(mut stream: TcpStream) -> Result<()> {
+    let body = "this port speaks TLS: use https:// (and the CA of `photon env`)\n";
+    let text = format!(
+        "HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let _ = stream.write_all(text.as_bytes()).await; // whether they hear it is their business
+    let _ = stream.shutdown().await;
+    Ok(())
+}
+
+async fn http<I>(shared: Shared, io: TokioIo<I>, peer: Option<Identity>) -> Result<()>
+where
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let token = shared.tasks.token();
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX).max_buf_size(HEAD_BYTES_MAX as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(1024)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .keep_alive_timeout(Duration::from_secs(20));
+    let service = service_fn(move |request| answer(shared.clone(), peer.clone(), request));
+    let conn = builder.serve_connection_with_upgrades(io, service);
+    tokio::pin!(conn);
+    let broke = |e: Box<dyn std::error::Error + Send + Sync>| Error::unavailable("the connection broke").why(e);
+    tokio::select! {
+        r = conn.as_mut() => r.map_err(broke),
+        () = token.cancelled() => {
+            conn.as_mut().graceful_shutdown();
+            timeout(DRAIN_TIME_MAX, "the last request", conn).await?.map_err(broke)
+        }
+    }
+}
+
+async fn answer(
+    shared: Shared,
+    peer: Option<Identity>,
+    request: Request<Incoming>,
+) -> std::result::Result<Response<Body>, Infallible> {
+    shared.requests.inc();
+    let mut request = request.map(Body::new);
+    match caller(&shared, peer, &request) {
+        Ok(Some(c)) => {
+            request.extensions_mut().insert(c);
+        }
+        Ok(None) => {}
+        Err(e) => return Ok(refusal(&e)),
+    }
+    tracing::trace!(listener = shared.name, method = %request.method(), path = request.uri().path(), "request");
+    shared.router.oneshot(request).await
+}
+
+/// Who is calling: the token if one is sent, else the certificate.
+fn caller(shared: &Shared, peer: Option<Identity>, request: &Request<Body>) -> Result<Option<Caller>> {
+    let refuse = |what: &str| Error::new(Code::Unauthenticated, what).hint("photon login");
+    if let Some(value) = request.headers().get(header::AUTHORIZATION) {
+        let keys = shared.tokens.as_ref().ok_or_else(|| refuse("this port takes no tokens"))?;
+        let token = value
+            .to_str()
+            .ok()
+            .and_then(|v| v.strip_prefix("Bearer "))
+            .ok_or_else(|| refuse("the Authorization header is no bearer token"))?;
+        let claims = keys.verify(token, photon_rt::time::wall())?;
+        return Ok(Some(Caller { identity: claims.sub, proof: Proof::Token(claims.jti) }));
+    }
+    Ok(peer.map(|identity| Caller { identity, proof: Proof::Certificate }))
+}
+
+fn refusal(e: &Error) -> Response<Body> {
+    // The resource kernel has the full form; this room stands below it and needs just this one.
+    let text = |s: &str| s.replace(['"', '\\', '\n', '\r'], "'");
+    let body = format!(
+        r#"{{"title":"{}","status":{},"detail":"{}","code":"unauthenticated","number":"PH{}","hint":"{}"}}"#,
+        text(&e.what),
+        e.code.http_status(),
+        text(&e.why),
+        e.code.number(),
+        text(e.hint.as_deref().unwrap_or_default())
+    );
+    let mut r = Response::new(Body::from(body));
+    *r.status_mut() = http::StatusCode::UNAUTHORIZED;
+    let h = r.headers_mut();
+    h.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/problem+json"));
+    h.insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
+    r
+}
