@@ -80,10 +80,10 @@ pub fn addresses(fib_trie: &str, if_inet6: &str) -> Vec<String> {
     for line in fib_trie.lines().take(10_000) {
         if let Some(a) = line.trim_start().strip_prefix("|-- ") {
             last = a.trim().parse::<std::net::Ipv4Addr>().ok();
-        } else if line.contains("/32 host LOCAL") {
-            if let Some(a) = last.filter(|a| !a.is_loopback()) {
-                found.push(a.to_string());
-            }
+        } else if line.contains("/32 host LOCAL")
+            && let Some(a) = last.filter(|a| !a.is_loopback())
+        {
+            found.push(a.to_string());
         }
     }
     for line in if_inet6.lines().take(1000) {
