@@ -97,8 +97,10 @@ impl Resource for BindingSpec {
     const PLURAL: &'static str = "bindings";
     const SCOPE: Scope = Scope::Project;
     const SERVICE: &'static str = "iam";
-    const COLUMNS: &'static [Column] =
-        &[Column { title: "SUBJECT", pointer: "/spec/subject" }, Column { title: "ROLE", pointer: "/spec/role" }];
+    const COLUMNS: &'static [Column] = &[
+        Column { title: "SUBJECT", pointer: "/spec/subject" },
+        Column { title: "ROLE", pointer: "/spec/role" },
+    ];
 }
 
 /// Gives a subject a role in every project and on everything outside projects.

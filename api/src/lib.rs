@@ -9,8 +9,8 @@ mod prismnet;
 pub use common::{Condition, set_condition};
 pub use iam::{BindingSpec, ClusterBindingSpec, NoStatus, OrganizationSpec, ProjectSpec, Role, UserSpec};
 pub use plasmavmc::{
-    HostSpec, HostStatus, ImageFormat, ImageSpec, ImageStatus, IncarnationSpec, IncarnationStatus, NicSpec, Phase, Power,
-    Restart, VmSpec, VmStatus,
+    HostSpec, HostStatus, ImageFormat, ImageSpec, ImageStatus, IncarnationSpec, IncarnationStatus, NicSpec,
+    Phase, Power, Restart, VmSpec, VmStatus,
 };
 pub use prismnet::{Cidr, NetworkSpec, NetworkStatus, PortSpec, PortStatus};
 

@@ -231,10 +231,19 @@ impl Resource for VmSpec {
             return Err(Error::invalid("cpus", format!("{} is not between 1 and 64", self.cpus)));
         }
         let mib = Bytes::mib(1).0;
-        if self.memory < Bytes::mib(32) || self.memory > Bytes::gib(1024) || !self.memory.0.is_multiple_of(mib) {
-            return Err(Error::invalid("memory", format!("{} is not between 32MiB and 1TiB in whole MiB", self.memory)));
+        if self.memory < Bytes::mib(32)
+            || self.memory > Bytes::gib(1024)
+            || !self.memory.0.is_multiple_of(mib)
+        {
+            return Err(Error::invalid(
+                "memory",
+                format!("{} is not between 32MiB and 1TiB in whole MiB", self.memory),
+            ));
         }
-        if self.disk.is_some_and(|d| d < Bytes::mib(1) || d > Bytes::gib(16 << 10) || !d.0.is_multiple_of(mib)) {
+        if self
+            .disk
+            .is_some_and(|d| d < Bytes::mib(1) || d > Bytes::gib(16 << 10) || !d.0.is_multiple_of(mib))
+        {
             return Err(Error::invalid("disk", "is not between 1MiB and 16TiB in whole MiB"));
         }
         if self.networks.len() > 8 {
@@ -242,7 +251,10 @@ impl Resource for VmSpec {
         }
         for (i, n) in self.networks.iter().enumerate() {
             if self.networks[..i].iter().any(|o| o.network == n.network) {
-                return Err(Error::invalid(format!("networks[{i}].network"), format!("{} is named twice", n.network)));
+                return Err(Error::invalid(
+                    format!("networks[{i}].network"),
+                    format!("{} is named twice", n.network),
+                ));
             }
         }
         Ok(())
@@ -265,7 +277,10 @@ impl Resource for VmSpec {
             }
         }
         if self.reboots < old.reboots || self.resets < old.resets {
-            return Err(Error::invalid(if self.reboots < old.reboots { "reboots" } else { "resets" }, "can only rise"));
+            return Err(Error::invalid(
+                if self.reboots < old.reboots { "reboots" } else { "resets" },
+                "can only rise",
+            ));
         }
         Ok(())
     }

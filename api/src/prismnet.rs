@@ -53,11 +53,14 @@ impl FromStr for Cidr {
         };
         let (base, len) = s.split_once('/').ok_or_else(|| bad("it has no /length"))?;
         let base: Ipv4Addr = base.parse().map_err(|_| bad("the address is malformed"))?;
-        let len: u8 = len.parse().ok().filter(|l| *l <= 32).ok_or_else(|| bad("the length is not 0 to 32"))?;
+        let len: u8 =
+            len.parse().ok().filter(|l| *l <= 32).ok_or_else(|| bad("the length is not 0 to 32"))?;
         let c = Cidr { base, len };
         if u64::from(u32::from(base)) % c.size() != 0 {
             let first = Ipv4Addr::from((u64::from(u32::from(base)) / c.size() * c.size()) as u32);
-            return Err(bad("the address has bits set behind the prefix").hint(format!("write {first}/{len}")));
+            return Err(
+                bad("the address has bits set behind the prefix").hint(format!("write {first}/{len}"))
+            );
         }
         Ok(c)
     }
@@ -153,7 +156,12 @@ impl Resource for NetworkSpec {
             return Err(Error::invalid("cidr", format!("/{} is not between /8 and /29", self.cidr.len)));
         }
         let b = self.cidr.base;
-        if b.is_loopback() || b.is_multicast() || b.is_link_local() || b.octets()[0] == 0 || b.octets()[0] >= 240 {
+        if b.is_loopback()
+            || b.is_multicast()
+            || b.is_link_local()
+            || b.octets()[0] == 0
+            || b.octets()[0] >= 240
+        {
             return Err(Error::invalid("cidr", format!("{} can't be a private network", self.cidr))
                 .hint("use 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"));
         }
@@ -263,7 +271,8 @@ mod tests {
         }
         let ok = |s: &str| NetworkSpec { cidr: s.parse().expect("prefix"), nat: true }.validate();
         assert!(ok("192.168.0.0/29").is_ok());
-        for bad in ["10.0.0.0/30", "0.0.0.0/0", "127.0.0.0/8", "224.0.0.0/8", "100.64.0.0/16", "100.0.0.0/8"] {
+        for bad in ["10.0.0.0/30", "0.0.0.0/0", "127.0.0.0/8", "224.0.0.0/8", "100.64.0.0/16", "100.0.0.0/8"]
+        {
             assert!(ok(bad).is_err(), "{bad}");
         }
     }

@@ -4,7 +4,8 @@ use crate::Identity;
 use photon_base::{Code, Error, Result, Timestamp};
 use photon_rt::fs;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use std::{net::IpAddr, path::Path, time::Duration};
 
@@ -97,7 +98,8 @@ impl Authority {
         let mut p = CertificateParams::default();
         p.distinguished_name.push(DnType::CommonName, leaf.identity.to_string());
         let ia5 = |s: &str| {
-            s.try_into().map_err(|_| Error::new(Code::Invalid, format!("{s:?} cannot stand in a certificate")))
+            s.try_into()
+                .map_err(|_| Error::new(Code::Invalid, format!("{s:?} cannot stand in a certificate")))
         };
         p.subject_alt_names.push(SanType::URI(ia5(&leaf.identity.uri())?));
         for d in &leaf.dns {

@@ -151,7 +151,8 @@ impl Gate {
             }
             Decision::Deny { because } => {
                 tracing::info!(caller = %caller.identity, %action, %target, because, "denied");
-                Err(Error::new(Code::Denied, format!("{} may not {action} on {target}", caller.identity)).why(because))
+                Err(Error::new(Code::Denied, format!("{} may not {action} on {target}", caller.identity))
+                    .why(because))
             }
         }
     }

@@ -70,7 +70,8 @@ impl fmt::Display for Identity {
 impl FromStr for Identity {
     type Err = Error;
     fn from_str(s: &str) -> Result<Self> {
-        let (kind, name) = s.split_once('/').ok_or_else(|| Error::invalid("", "an identity is written KIND/NAME"))?;
+        let (kind, name) =
+            s.split_once('/').ok_or_else(|| Error::invalid("", "an identity is written KIND/NAME"))?;
         let kind = match kind {
             "user" => Kind::User,
             "service" => Kind::Service,

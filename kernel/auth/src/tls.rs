@@ -28,7 +28,8 @@ fn certified(pair: &CertPair) -> Result<CertifiedKey> {
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pair.cert_pem.as_bytes())
         .collect::<Result<_, _>>()
         .map_err(|e| bad("the certificate", e))?;
-    let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|e| bad("the private key", e))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|e| bad("the private key", e))?;
     let key = aws_lc_rs::sign::any_supported_type(&key).map_err(|e| bad("the private key", e))?;
     Ok(CertifiedKey::new(chain, key))
 }
@@ -85,8 +86,8 @@ pub fn client_config(ca_pem: &str, identity: Option<&CertPair>, alpn: &[&str]) -
             let chain = CertificateDer::pem_slice_iter(pair.cert_pem.as_bytes())
                 .collect::<Result<_, _>>()
                 .map_err(|e| bad("the client certificate", e))?;
-            let key =
-                PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).map_err(|e| bad("the client key", e))?;
+            let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes())
+                .map_err(|e| bad("the client key", e))?;
             builder.with_client_auth_cert(chain, key).map_err(|e| bad("the client certificate", e))?
         }
     };

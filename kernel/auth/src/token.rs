@@ -78,8 +78,9 @@ impl TokenKey {
 
     /// The claims of a token that we signed, for this cluster, and that is valid at `now`.
     pub fn verify(&self, token: &str, now: Timestamp) -> Result<Claims> {
-        let refuse =
-            |why: &str| Error::new(Code::Unauthenticated, "the token does not hold").why(why).hint("photon login");
+        let refuse = |why: &str| {
+            Error::new(Code::Unauthenticated, "the token does not hold").why(why).hint("photon login")
+        };
         if token.len() > TOKEN_LEN_MAX {
             return Err(refuse("it is too long"));
         }

@@ -28,7 +28,8 @@ impl Cursor {
 
     /// Reads what [`Cursor::encode`] wrote.
     pub fn decode(text: &str) -> Result<Cursor> {
-        let bad = || Error::invalid("cursor", "not a cursor of this list").hint("start again without a cursor");
+        let bad =
+            || Error::invalid("cursor", "not a cursor of this list").hint("start again without a cursor");
         if text.len() > KEY_LEN_MAX * 2 {
             return Err(bad());
         }

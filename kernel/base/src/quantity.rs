@@ -45,12 +45,13 @@ impl FromStr for Bytes {
         let digits = s.len() - s.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let (number, unit) = s.split_at(digits);
         let n: u64 = number.parse().map_err(|_| bad("it does not start with a whole number below 2^64"))?;
-        let scale = match unit.trim_start() {
-            "" => 1,
-            u => UNITS.iter().find(|(name, _)| *name == u).map(|(_, v)| *v).ok_or_else(|| {
-                bad("the unit is none of B, kB, MB, GB, TB, PB, KiB, MiB, GiB, TiB, PiB")
-            })?,
-        };
+        let scale =
+            match unit.trim_start() {
+                "" => 1,
+                u => UNITS.iter().find(|(name, _)| *name == u).map(|(_, v)| *v).ok_or_else(|| {
+                    bad("the unit is none of B, kB, MB, GB, TB, PB, KiB, MiB, GiB, TiB, PiB")
+                })?,
+            };
         n.checked_mul(scale).map(Bytes).ok_or_else(|| bad("it is above 2^64 bytes"))
     }
 }
@@ -97,9 +98,12 @@ mod tests {
 
     #[test]
     fn round_trips_and_refuses() {
-        for (text, bytes, printed) in
-            [("128MiB", 128 << 20, "128MiB"), ("1500MB", 1_500_000_000, "1500000000B"), ("0", 0, "0B"), ("1024", 1024, "1KiB")]
-        {
+        for (text, bytes, printed) in [
+            ("128MiB", 128 << 20, "128MiB"),
+            ("1500MB", 1_500_000_000, "1500000000B"),
+            ("0", 0, "0B"),
+            ("1024", 1024, "1KiB"),
+        ] {
             let b: Bytes = text.parse().expect("valid size");
             assert_eq!(b.0, bytes);
             assert_eq!(b.to_string(), printed);

@@ -10,7 +10,7 @@ pub mod engine;
 mod mem;
 
 pub use api::{
-    Change, Check, Committed, Direction, Event, Events, Kv, KvError, KvResult, Page, Range, ReadAt, Revision, Versioned,
-    Watch, Write,
+    Change, Check, Committed, Direction, Event, Events, Kv, KvError, KvResult, Page, Range, ReadAt, Revision,
+    Versioned, Watch, Write,
 };
 pub use mem::MemKv;

@@ -4,7 +4,10 @@
 use crate::{Context, Feed, Next, Reconcile, View, manager::Erased, manager::key_of};
 use async_trait::async_trait;
 use photon_base::{Code, Error, Result};
-use photon_kv::{Check, Committed, Direction, Kv, KvError, KvResult, MemKv, Page, Range, ReadAt, Revision, Versioned, Watch, Write};
+use photon_kv::{
+    Check, Committed, Direction, Kv, KvError, KvResult, MemKv, Page, Range, ReadAt, Revision, Versioned,
+    Watch, Write,
+};
 use photon_resource::{RESOURCE_PREFIX, Registry, Store};
 use std::{
     future::Future,

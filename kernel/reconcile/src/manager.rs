@@ -123,8 +123,12 @@ impl Manager {
                 && let Some(item) = queue.pop(now())
             {
                 running += 1;
-                let (r, view, store, tx) =
-                    (self.reconcilers[item.0].clone(), self.view.clone(), self.store.clone(), done_tx.clone());
+                let (r, view, store, tx) = (
+                    self.reconcilers[item.0].clone(),
+                    self.view.clone(),
+                    self.store.clone(),
+                    done_tx.clone(),
+                );
                 tasks.spawn("reconcile-run", async move {
                     let (reads, outcome) = run_once(&*r, view, store, &item.1).await;
                     let _ = tx.send((item, reads, outcome)).await; // the manager goes only with its tasks
@@ -168,10 +172,18 @@ impl Manager {
     }
 }
 
-async fn run_once(r: &dyn Erased, view: View, store: Store, storage: &str) -> (crate::context::Reads, Outcome) {
-    let Some(key) = key_of(r.kind(), storage) else { return (crate::context::Reads::default(), Outcome::Done(None)) };
+async fn run_once(
+    r: &dyn Erased,
+    view: View,
+    store: Store,
+    storage: &str,
+) -> (crate::context::Reads, Outcome) {
+    let Some(key) = key_of(r.kind(), storage) else {
+        return (crate::context::Reads::default(), Outcome::Done(None));
+    };
     let cx = Context::new(view, store);
-    let run = AssertUnwindSafe(photon_rt::time::timeout(RUN_TIME_MAX, r.name(), r.reconcile(&cx, &key))).catch_unwind();
+    let run = AssertUnwindSafe(photon_rt::time::timeout(RUN_TIME_MAX, r.name(), r.reconcile(&cx, &key)))
+        .catch_unwind();
     let outcome = match run.await {
         Ok(Ok(Ok(Next::Done))) => Outcome::Done(None),
         Ok(Ok(Ok(Next::After(d)))) => Outcome::Done(Some(d)),

@@ -181,7 +181,12 @@ mod tests {
         q.add(item("/r/vm/p/a"), now);
         q.pop(now);
         q.done(item("/r/vm/p/a"), reads, Outcome::Done(None), now);
-        for (key, runs) in [("/r/image/-/tiny", true), ("/r/port/p/x", true), ("/r/port/q/x", false), ("/r/image/-/big", false)] {
+        for (key, runs) in [
+            ("/r/image/-/tiny", true),
+            ("/r/port/p/x", true),
+            ("/r/port/q/x", false),
+            ("/r/image/-/big", false),
+        ] {
             q.touched(key, now);
             assert_eq!(q.pop(now).is_some(), runs, "{key}");
             if runs {

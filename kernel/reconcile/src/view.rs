@@ -40,10 +40,15 @@ impl View {
     }
 
     /// The typed objects of a kind, in one project or everywhere; unreadable ones are logged and left out.
-    pub fn all<R: photon_resource::Resource>(&self, project: Option<&photon_base::Name>) -> Vec<photon_resource::Object<R>> {
+    pub fn all<R: photon_resource::Resource>(
+        &self,
+        project: Option<&photon_base::Name>,
+    ) -> Vec<photon_resource::Object<R>> {
         let range = photon_resource::kind_range(R::KIND, project, R::SCOPE);
         let typed = |(k, o): (String, Arc<Raw>)| {
-            o.typed().inspect_err(|e| tracing::error!(key = k, error = %e, "skipped an unreadable object")).ok()
+            o.typed()
+                .inspect_err(|e| tracing::error!(key = k, error = %e, "skipped an unreadable object"))
+                .ok()
         };
         self.list(&String::from_utf8_lossy(&range.start)).into_iter().filter_map(typed).collect()
     }
@@ -125,7 +130,12 @@ impl Feed {
         let mut at = ReadAt::Latest;
         let mut gone = self.view.keys();
         loop {
-            let page = self.store.kv().scan(range.clone(), at, PAGE, Direction::Forward).await.map_err(Error::from)?;
+            let page = self
+                .store
+                .kv()
+                .scan(range.clone(), at, PAGE, Direction::Forward)
+                .await
+                .map_err(Error::from)?;
             at = ReadAt::Revision(page.revision);
             for v in &page.items {
                 let Some((key, o)) = Self::decode(&v.key, &v.value, v.modified) else { continue };

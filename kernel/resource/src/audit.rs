@@ -29,6 +29,11 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
+    /// A record of what `who` does to `target` now.
+    pub fn of(who: &Authorized, target: &crate::Key, object: Uid, changes: Vec<FieldChange>) -> Self {
+        Self::new(who, target, object, photon_rt::time::wall(), changes)
+    }
+
     pub(crate) fn new(
         who: &Authorized,
         target: &crate::Key,

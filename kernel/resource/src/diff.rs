@@ -47,7 +47,11 @@ mod tests {
 
     #[test]
     fn names_each_field_once() {
-        let d = diff("spec", &json!({"a": 1, "b": {"c": [1], "x": 0}, "gone": true}), &json!({"a": 1, "b": {"c": [2], "x": 0}, "new": 1}));
+        let d = diff(
+            "spec",
+            &json!({"a": 1, "b": {"c": [1], "x": 0}, "gone": true}),
+            &json!({"a": 1, "b": {"c": [2], "x": 0}, "new": 1}),
+        );
         let fields: Vec<&str> = d.iter().map(|c| c.field.as_str()).collect();
         assert_eq!(fields, ["spec.b.c", "spec.gone", "spec.new"]);
         assert!(diff("", &json!({"a": null}), &json!({})).is_empty());

@@ -34,13 +34,22 @@ impl Raw {
     /// The object with its types. Fails only when the stored form is older or newer than the type.
     pub fn typed<R: Resource>(&self) -> Result<Object<R>> {
         let broken = |e: serde_json::Error| {
-            Error::internal(format!("{} {:?} is stored in a form that this version can't read", R::KIND, self.meta.name)).why(e)
+            Error::internal(format!(
+                "{} {:?} is stored in a form that this version can't read",
+                R::KIND,
+                self.meta.name
+            ))
+            .why(e)
         };
         let status = match &self.status {
             Value::Null => R::Status::default(),
             s => serde_json::from_value(s.clone()).map_err(broken)?,
         };
-        Ok(Object { meta: self.meta.clone(), spec: serde_json::from_value(self.spec.clone()).map_err(broken)?, status })
+        Ok(Object {
+            meta: self.meta.clone(),
+            spec: serde_json::from_value(self.spec.clone()).map_err(broken)?,
+            status,
+        })
     }
 
     /// As people see it: kind first, then the object.

@@ -34,8 +34,10 @@ pub fn document(registry: &Registry) -> Value {
             Scope::Project => format!("/v1/projects/{{project}}/{}", k.plural),
             Scope::Cluster => format!("/v1/{}", k.plural),
         };
-        let parameter = |n: &str| json!({ "name": n, "in": "path", "required": true, "schema": { "type": "string" } });
-        let mut params: Vec<Value> = if k.scope == Scope::Project { vec![parameter("project")] } else { vec![] };
+        let parameter =
+            |n: &str| json!({ "name": n, "in": "path", "required": true, "schema": { "type": "string" } });
+        let mut params: Vec<Value> =
+            if k.scope == Scope::Project { vec![parameter("project")] } else { vec![] };
         let object = json!({ "content": { "application/json": { "schema": { "$ref": format!("#/components/schemas/{name}") } } } });
         let operation = |id: &str, body: bool, status: &str| {
             let mut op = json!({ "operationId": format!("{}.{id}", k.kind), "tags": [k.service],
@@ -48,8 +50,14 @@ pub fn document(registry: &Registry) -> Value {
         };
         let query = |n: &str, t: &str| json!({ "name": n, "in": "query", "schema": { "type": t } });
         let mut list = operation("list", false, "200");
-        list["parameters"] = json!([query("limit", "integer"), query("cursor", "string"), query("labels", "string"),
-            query("fields", "string"), query("watch", "boolean"), query("revision", "integer")]);
+        list["parameters"] = json!([
+            query("limit", "integer"),
+            query("cursor", "string"),
+            query("labels", "string"),
+            query("fields", "string"),
+            query("watch", "boolean"),
+            query("revision", "integer")
+        ]);
         let mut collection = json!({ "parameters": params, "get": list });
         params.push(parameter("name"));
         let mut item = json!({ "parameters": params, "get": operation("get", false, "200") });

@@ -41,7 +41,8 @@ fn parse(text: &str, name: &str) -> Result<Vec<Condition>> {
             (p, Want::Present)
         };
         if key.trim().is_empty() {
-            return Err(Error::invalid(name, format!("{p:?} names nothing")).hint("write key=value, key!=value or key"));
+            return Err(Error::invalid(name, format!("{p:?} names nothing"))
+                .hint("write key=value, key!=value or key"));
         }
         out.push(Condition { key: key.trim().into(), want });
     }

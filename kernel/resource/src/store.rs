@@ -43,8 +43,9 @@ const SCANNED_MAX: usize = 10_000;
 
 /// Decodes a stored object; its revision comes from the store's own mark.
 pub(crate) fn decode(v: &Versioned) -> Result<Raw> {
-    let mut o: Raw = serde_json::from_slice(&v.value)
-        .map_err(|e| Error::internal(format!("the record {} is damaged", String::from_utf8_lossy(&v.key))).why(e))?;
+    let mut o: Raw = serde_json::from_slice(&v.value).map_err(|e| {
+        Error::internal(format!("the record {} is damaged", String::from_utf8_lossy(&v.key))).why(e)
+    })?;
     o.meta.revision = v.modified;
     Ok(o)
 }
@@ -67,7 +68,9 @@ impl Store {
 
     /// The erased form of a type; fails when the program does not declare it.
     pub fn kind_of<R: Resource>(&self) -> Result<&KindInfo> {
-        self.registry.kind(R::KIND).ok_or_else(|| Error::internal(format!("kind {} is not registered", R::KIND)))
+        self.registry
+            .kind(R::KIND)
+            .ok_or_else(|| Error::internal(format!("kind {} is not registered", R::KIND)))
     }
 
     /// The object that `reference`, made in `project`, names.
@@ -101,7 +104,8 @@ impl Store {
         let mut at = ReadAt::Latest;
         if let Some(c) = &query.cursor {
             if !range.contains(&c.after) {
-                return Err(Error::invalid("cursor", "not a cursor of this list").hint("start again without a cursor"));
+                return Err(Error::invalid("cursor", "not a cursor of this list")
+                    .hint("start again without a cursor"));
             }
             at = ReadAt::Revision(c.revision);
             let mut start = c.after.clone();

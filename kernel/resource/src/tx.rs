@@ -60,9 +60,11 @@ impl<'a> Tx<'a> {
     }
 
     fn put_object(&mut self, key: &Key, object: &Raw) -> Result<()> {
-        let bytes = serde_json::to_vec(object).map_err(|e| Error::internal("an object can't be written").why(e))?;
+        let bytes =
+            serde_json::to_vec(object).map_err(|e| Error::internal("an object can't be written").why(e))?;
         if bytes.len() > crate::http::BODY_BYTES_MAX {
-            return Err(Error::new(Code::Invalid, format!("{key} would be too large")).why("an object has at most 1 MiB"));
+            return Err(Error::new(Code::Invalid, format!("{key} would be too large"))
+                .why("an object has at most 1 MiB"));
         }
         self.write(Write::Put(key.storage(), bytes.into()))
     }
@@ -162,12 +164,16 @@ impl<'a> Tx<'a> {
             let (spec, references) = (kind.admit)(new.spec)?;
             (kind.admit_update)(&old.spec, &spec)?;
             let (_, before) = (kind.admit)(old.spec.clone())?;
-            for r in references.iter().filter(|r| !before.iter().any(|b| b.kind == r.kind && b.name == r.name)) {
+            for r in
+                references.iter().filter(|r| !before.iter().any(|b| b.kind == r.kind && b.name == r.name))
+            {
                 let target = self.store.resolve(r, old.meta.project.as_ref())?;
                 self.needs(&target, &format!("spec.{}", r.field)).await?;
                 self.write(Write::Put(target.referrer(&key), Bytes::new()))?;
             }
-            for b in before.iter().filter(|b| !references.iter().any(|r| r.kind == b.kind && r.name == b.name)) {
+            for b in
+                before.iter().filter(|b| !references.iter().any(|r| r.kind == b.kind && r.name == b.name))
+            {
                 self.write(Write::Delete(self.store.resolve(b, old.meta.project.as_ref())?.referrer(&key)))?;
             }
             generation += u64::from(spec != old.spec);
@@ -226,11 +232,17 @@ impl<'a> Tx<'a> {
     }
 
     /// [`Tx::create`] of a typed child, whose identity follows from its owner and name.
-    pub async fn create_child<R: Resource, O: Resource>(&mut self, owner: &Object<O>, name: Name, spec: &R) -> Result<Raw> {
+    pub async fn create_child<R: Resource, O: Resource>(
+        &mut self,
+        owner: &Object<O>,
+        name: Name,
+        spec: &R,
+    ) -> Result<Raw> {
         let kind = self.store.kind_of::<R>()?.clone();
         let id = owner.meta.id.derive(&format!("{}/{name}", R::KIND));
         let owner_ref = Owner { kind: O::KIND.into(), name: owner.meta.name.clone(), id: owner.meta.id };
-        let spec = serde_json::to_value(spec).map_err(|e| Error::internal("a spec can't be written").why(e))?;
+        let spec =
+            serde_json::to_value(spec).map_err(|e| Error::internal("a spec can't be written").why(e))?;
         let project = owner.meta.project.clone();
         let draft = Draft {
             project,
@@ -245,7 +257,11 @@ impl<'a> Tx<'a> {
     }
 
     /// Replaces a typed object by `change(object)`.
-    pub async fn update<R: Resource>(&mut self, old: &Object<R>, change: impl FnOnce(&mut Object<R>)) -> Result<()> {
+    pub async fn update<R: Resource>(
+        &mut self,
+        old: &Object<R>,
+        change: impl FnOnce(&mut Object<R>),
+    ) -> Result<()> {
         let kind = self.store.kind_of::<R>()?.clone();
         let mut new = old.clone();
         change(&mut new);

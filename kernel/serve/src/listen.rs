@@ -135,7 +135,11 @@ where
 {
     let token = shared.tasks.token();
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME_MAX).max_buf_size(HEAD_BYTES_MAX as usize);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME_MAX)
+        .max_buf_size(HEAD_BYTES_MAX as usize);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -148,7 +152,8 @@ where
     let service = service_fn(move |request| answer(shared.clone(), peer.clone(), request));
     let conn = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(conn);
-    let broke = |e: Box<dyn std::error::Error + Send + Sync>| Error::unavailable("the connection broke").why(e);
+    let broke =
+        |e: Box<dyn std::error::Error + Send + Sync>| Error::unavailable("the connection broke").why(e);
     tokio::select! {
         r = conn.as_mut() => r.map_err(broke),
         () = token.cancelled() => {

@@ -48,10 +48,17 @@ struct Family {
 
 static FAMILIES: Mutex<BTreeMap<&'static str, Family>> = Mutex::new(BTreeMap::new());
 
-fn series(name: &'static str, help: &'static str, kind: &'static str, labels: &[(&str, &str)]) -> Arc<AtomicU64> {
+fn series(
+    name: &'static str,
+    help: &'static str,
+    kind: &'static str,
+    labels: &[(&str, &str)],
+) -> Arc<AtomicU64> {
     let pairs: Vec<String> = labels
         .iter()
-        .map(|(k, v)| format!("{k}=\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")))
+        .map(|(k, v)| {
+            format!("{k}=\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))
+        })
         .collect();
     let mut all = FAMILIES.lock().unwrap_or_else(PoisonError::into_inner);
     let family = all.entry(name).or_insert_with(|| Family { help, kind, series: BTreeMap::new() });
@@ -75,7 +82,11 @@ pub fn text() -> String {
         let _ = writeln!(out, "# HELP {name} {}\n# TYPE {name} {}", f.help, f.kind); // a String takes all
         for (labels, v) in &f.series {
             let v = v.load(Ordering::Relaxed);
-            let _ = if labels.is_empty() { writeln!(out, "{name} {v}") } else { writeln!(out, "{name}{{{labels}}} {v}") };
+            let _ = if labels.is_empty() {
+                writeln!(out, "{name} {v}")
+            } else {
+                writeln!(out, "{name}{{{labels}}} {v}")
+            };
         }
     }
     let cpu = photon_rt::time::cpu_used().as_secs_f64();
@@ -83,7 +94,8 @@ pub fn text() -> String {
     let _ = writeln!(out, "# TYPE process_cpu_seconds_total counter\nprocess_cpu_seconds_total {cpu}");
     if let Some(rss) = resident_bytes() {
         let _ = writeln!(out, "# HELP process_resident_memory_bytes Resident memory.");
-        let _ = writeln!(out, "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {rss}");
+        let _ =
+            writeln!(out, "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {rss}");
     }
     out
 }
@@ -96,7 +108,8 @@ pub fn resident_bytes() -> Option<u64> {
 
 /// `GET /metrics`.
 pub fn routes() -> Router {
-    Router::new().route("/metrics", get(|| async { ([("content-type", "text/plain; version=0.0.4")], text()) }))
+    Router::new()
+        .route("/metrics", get(|| async { ([("content-type", "text/plain; version=0.0.4")], text()) }))
 }
 
 #[cfg(test)]

@@ -45,6 +45,7 @@ struct BodyMeta {
 
 #[derive(Serialize, Deserialize)]
 struct Remembered {
+    at: photon_base::Timestamp,
     request: Uid,
     status: u16,
     body: Value,
@@ -91,19 +92,17 @@ fn header<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>> {
 fn if_match(headers: &HeaderMap) -> Result<Option<u64>> {
     match header(headers, "if-match")? {
         None | Some("*") => Ok(None),
-        Some(v) => v
-            .trim_matches('"')
-            .parse()
-            .map(Some)
-            .map_err(|_| Error::invalid("If-Match", "is not a revision").hint("send the ETag of the object as it was read")),
+        Some(v) => v.trim_matches('"').parse().map(Some).map_err(|_| {
+            Error::invalid("If-Match", "is not a revision").hint("send the ETag of the object as it was read")
+        }),
     }
 }
 
 async fn change(api: &Api, who: &Authorized, route: &Route, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, BODY_BYTES_MAX)
-        .await
-        .map_err(|_| Error::new(Code::Invalid, "the body is incomplete or too large").why("at most 1 MiB is read"))?;
+    let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| {
+        Error::new(Code::Invalid, "the body is incomplete or too large").why("at most 1 MiB is read")
+    })?;
     let expected = if_match(&parts.headers)?;
     let memory = match header(&parts.headers, "idempotency-key")? {
         None => None,
@@ -111,7 +110,12 @@ async fn change(api: &Api, who: &Authorized, route: &Route, request: Request) ->
             let request = Uid(0).derive(&format!("{} {} {expected:?} {body:?}", parts.method, parts.uri));
             Some((keys::idempotency_key(&who.caller().identity, k), request))
         }
-        Some(_) => return Err(Error::invalid("Idempotency-Key", "must have 1 to 128 printable characters without '/'")),
+        Some(_) => {
+            return Err(Error::invalid(
+                "Idempotency-Key",
+                "must have 1 to 128 printable characters without '/'",
+            ));
+        }
     };
     let mut tries = 0;
     loop {
@@ -124,7 +128,11 @@ async fn change(api: &Api, who: &Authorized, route: &Route, request: Request) ->
         tries += 1;
         match attempt {
             // Somebody else changed the object (or remembered the same key) between our read and the commit.
-            Err(e) if e.code == Code::Conflict && expected.is_none() && tries < TRIES && e.hint.as_deref() == Some(AGAIN) => {}
+            Err(e)
+                if e.code == Code::Conflict
+                    && expected.is_none()
+                    && tries < TRIES
+                    && e.hint.as_deref() == Some(AGAIN) => {}
             other => return other,
         }
     }
@@ -132,10 +140,11 @@ async fn change(api: &Api, who: &Authorized, route: &Route, request: Request) ->
 
 async fn recall(api: &Api, key: &Bytes, request: Uid) -> Result<Option<Response>> {
     let Some(v) = api.store.kv().get(key, ReadAt::Latest).await? else { return Ok(None) };
-    let r: Remembered =
-        serde_json::from_slice(&v.value).map_err(|e| Error::internal("an idempotency record is damaged").why(e))?;
+    let r: Remembered = serde_json::from_slice(&v.value)
+        .map_err(|e| Error::internal("an idempotency record is damaged").why(e))?;
     if r.request != request {
-        return Err(Error::new(Code::Conflict, "this Idempotency-Key was used for another request").hint("use a new key"));
+        return Err(Error::new(Code::Conflict, "this Idempotency-Key was used for another request")
+            .hint("use a new key"));
     }
     Ok(Some(reply(r.status, &r.body, None)))
 }
@@ -191,7 +200,9 @@ async fn attempt(
             if *method == Method::PUT {
                 let b = object_body(route, parse_body(body)?)?;
                 if b.meta.id.is_some_and(|id| id != old.meta.id) {
-                    return Err(Error::new(Code::Conflict, "another object has this name now").hint("read it again"));
+                    return Err(
+                        Error::new(Code::Conflict, "another object has this name now").hint("read it again")
+                    );
                 }
                 guard(&old, expected.or((b.meta.revision != 0).then_some(b.meta.revision)))?;
                 (new.meta.labels, new.spec) = (b.meta.labels, b.spec);
@@ -211,21 +222,31 @@ async fn attempt(
         v => return Err(Error::internal(format!("no handler for {}", v.as_str()))),
     };
     let changes = changes(before.as_ref(), after.as_ref());
-    let object = after.as_ref().or(before.as_ref()).ok_or_else(|| Error::internal("a change without an object"))?;
+    let object =
+        after.as_ref().or(before.as_ref()).ok_or_else(|| Error::internal("a change without an object"))?;
     if route.dry_run {
         let shown = json!({ "dryRun": true, "changes": changes, "object": object.to_value(route.kind.kind) });
         tx.verify().await?;
         return Ok(reply(200, &shown, None));
     }
     if changes.is_empty() && route.verb == Verb::Update {
-        return Ok(reply(200, &object.to_value(route.kind.kind), Some(object.meta.revision.max(revision_of(before.as_ref())))));
+        return Ok(reply(
+            200,
+            &object.to_value(route.kind.kind),
+            Some(object.meta.revision.max(revision_of(before.as_ref()))),
+        ));
     }
     let mut shown = object.to_value(route.kind.kind);
     tx.audit(&AuditRecord::new(who, &key, object.meta.id, photon_rt::time::wall(), changes))?;
     if let Some((memory_key, request)) = memory {
-        tx.check(Check::absent(memory_key.clone()), Error::new(Code::Conflict, "the same request is under way").hint(AGAIN));
-        let record = Remembered { request: *request, status, body: shown.clone() };
-        let bytes = serde_json::to_vec(&record).map_err(|e| Error::internal("an answer can't be kept").why(e))?;
+        tx.check(
+            Check::absent(memory_key.clone()),
+            Error::new(Code::Conflict, "the same request is under way").hint(AGAIN),
+        );
+        let record =
+            Remembered { at: photon_rt::time::wall(), request: *request, status, body: shown.clone() };
+        let bytes =
+            serde_json::to_vec(&record).map_err(|e| Error::internal("an answer can't be kept").why(e))?;
         tx.put(memory_key.clone(), bytes.into())?;
     }
     let revision = tx.commit().await?;
@@ -239,9 +260,11 @@ fn revision_of(o: Option<&Raw>) -> u64 {
 
 fn guard(old: &Raw, expected: Option<u64>) -> Result<()> {
     match expected {
-        Some(r) if r != old.meta.revision => Err(Error::new(Code::Conflict, "the object changed since it was read")
-            .why(format!("it is at revision {}, the request expects {r}", old.meta.revision))
-            .hint(AGAIN)),
+        Some(r) if r != old.meta.revision => {
+            Err(Error::new(Code::Conflict, "the object changed since it was read")
+                .why(format!("it is at revision {}, the request expects {r}", old.meta.revision))
+                .hint(AGAIN))
+        }
         _ => Ok(()),
     }
 }

@@ -72,7 +72,11 @@ pub fn parse_route(registry: &Registry, method: &Method, path: &str, query: &str
         (&Method::GET, true) => Verb::Get,
         (&Method::PUT | &Method::PATCH, true) => Verb::Update,
         (&Method::DELETE, true) => Verb::Delete,
-        _ => return Err(Error::new(Code::Invalid, format!("{method} is not possible here")).hint("see /openapi.json")),
+        _ => {
+            return Err(
+                Error::new(Code::Invalid, format!("{method} is not possible here")).hint("see /openapi.json")
+            );
+        }
     };
     let list = ListQuery { project: project.clone(), selector: p.selector, limit: p.limit, cursor: p.cursor };
     Ok(Route { kind, project, name, sub, verb, list, seen: p.revision, dry_run: p.dry_run })
@@ -103,9 +107,10 @@ impl Params {
             };
             match k {
                 "limit" => {
-                    p.limit = u32::try_from(number(&v)?).ok().filter(|n| (1..=1000).contains(n)).ok_or_else(|| {
-                        Error::invalid("limit", "must lie between 1 and 1000")
-                    })?;
+                    p.limit = u32::try_from(number(&v)?)
+                        .ok()
+                        .filter(|n| (1..=1000).contains(n))
+                        .ok_or_else(|| Error::invalid("limit", "must lie between 1 and 1000"))?;
                 }
                 "cursor" => p.cursor = Some(Cursor::decode(&v)?),
                 "labels" => labels = v,
@@ -157,7 +162,10 @@ mod tests {
     fn each_route_has_one_action() {
         let ok = |m, p| verb(m, p).expect(p);
         assert_eq!(ok("GET", "/v1/widgets?limit=5"), ("widget@the cluster".into(), Verb::List));
-        assert_eq!(ok("GET", "/v1/projects/p/widgets?watch=true&revision=3"), ("widget@project p".into(), Verb::Watch));
+        assert_eq!(
+            ok("GET", "/v1/projects/p/widgets?watch=true&revision=3"),
+            ("widget@project p".into(), Verb::Watch)
+        );
         assert_eq!(ok("POST", "/v1/projects/p/widgets"), ("widget@project p".into(), Verb::Create));
         assert_eq!(ok("PATCH", "/v1/projects/p/widgets/a"), ("widget@p/a".into(), Verb::Update));
         assert_eq!(ok("DELETE", "/v1/projects/p"), ("project@p".into(), Verb::Delete));

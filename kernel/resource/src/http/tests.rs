@@ -33,7 +33,14 @@ impl Server {
         Server { app: Api::new(store, Gate::new(Arc::new(NoViewerWrites))).router(), kv }
     }
 
-    async fn raw(&self, who: &str, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Response {
+    async fn raw(
+        &self,
+        who: &str,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Body,
+    ) -> Response {
         let mut b = http::Request::builder().method(method).uri(path);
         for (k, v) in headers {
             b = b.header(*k, *v);
@@ -46,7 +53,13 @@ impl Server {
         self.app.clone().oneshot(r).await.expect("infallible")
     }
 
-    async fn call_with(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Value) -> (u16, Value) {
+    async fn call_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Value,
+    ) -> (u16, Value) {
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         let r = self.raw("admin", method, path, headers, body).await;
         let status = r.status().as_u16();
@@ -59,7 +72,10 @@ impl Server {
     }
 
     async fn project(&self) {
-        assert_eq!(self.call("POST", "/v1/projects", json!({"meta": {"name": "p"}, "spec": {}})).await.0, 202);
+        assert_eq!(
+            self.call("POST", "/v1/projects", json!({"meta": {"name": "p"}, "spec": {}})).await.0,
+            202
+        );
     }
 
     async fn widget(&self, name: &str, spec: Value) -> (u16, Value) {
@@ -83,7 +99,9 @@ async fn an_object_lives_its_life() {
     let (status, e) = s.widget("a", json!({"size": 1})).await;
     assert_eq!((status, e["code"].as_str()), (409, Some("exists")));
 
-    let (status, changed) = s.call("PATCH", &format!("{W}/a"), json!({"spec": {"colour": "red"}, "meta": {"labels": {"x": "y"}}})).await;
+    let (status, changed) = s
+        .call("PATCH", &format!("{W}/a"), json!({"spec": {"colour": "red"}, "meta": {"labels": {"x": "y"}}}))
+        .await;
     assert_eq!((status, changed["meta"]["generation"].as_u64()), (200, Some(2)), "{changed}");
     assert_eq!((&changed["spec"]["size"], &changed["meta"]["labels"]["x"]), (&json!(1), &json!("y")));
 
@@ -123,9 +141,14 @@ async fn bad_input_names_the_field_and_changes_nothing() {
         let (status, e) = s.call("POST", W, body.clone()).await;
         assert!((400..=404).contains(&status), "{body}: {status} {e}");
         let said = e["field"].as_str().unwrap_or_default();
-        assert!(said.starts_with(field.split('.').next().unwrap_or_default()) && e["title"].is_string(), "{body}: {e}");
+        assert!(
+            said.starts_with(field.split('.').next().unwrap_or_default()) && e["title"].is_string(),
+            "{body}: {e}"
+        );
     }
-    let (status, e) = s.call("POST", "/v1/projects/none/widgets", json!({"meta": {"name": "a"}, "spec": {"size": 1}})).await;
+    let (status, e) = s
+        .call("POST", "/v1/projects/none/widgets", json!({"meta": {"name": "a"}, "spec": {"size": 1}}))
+        .await;
     assert_eq!((status, e["hint"].as_str()), (404, Some("photon project create none")));
     let r = s.raw("admin", "POST", W, &[], Body::from(vec![b'['; 2 << 20])).await;
     assert_eq!(r.status(), 400);
@@ -152,7 +175,8 @@ async fn what_is_named_stays() {
     assert_eq!(s.call("DELETE", &format!("{W}/whole"), Value::Null).await.0, 202);
     assert_eq!(s.call("DELETE", &format!("{W}/part"), Value::Null).await.0, 202);
     assert_eq!(s.call("DELETE", "/v1/projects/p", Value::Null).await.0, 202);
-    let left: Vec<_> = s.kv.dump().into_iter().filter(|v| !v.key.starts_with(b"/photon.internal/audit/")).collect();
+    let left: Vec<_> =
+        s.kv.dump().into_iter().filter(|v| !v.key.starts_with(b"/photon.internal/audit/")).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
@@ -161,7 +185,8 @@ async fn lists_show_one_revision_whatever_happens_meanwhile() {
     let s = Server::new();
     s.project().await;
     for i in 0..25 {
-        s.widget(&format!("w{i:02}"), json!({"size": i, "colour": if i % 2 == 0 { "red" } else { "blue" }})).await;
+        s.widget(&format!("w{i:02}"), json!({"size": i, "colour": if i % 2 == 0 { "red" } else { "blue" }}))
+            .await;
     }
     let mut seen = Vec::new();
     let mut path = format!("{W}?limit=7");
@@ -184,7 +209,13 @@ async fn lists_show_one_revision_whatever_happens_meanwhile() {
     let (_, red) = s.call("GET", &format!("{W}?fields=spec.colour=red&limit=5"), Value::Null).await;
     assert_eq!(red["items"].as_array().map(Vec::len), Some(5));
     assert!(red["cursor"].is_string());
-    let (status, _) = s.call("GET", &format!("/v1/projects/q/widgets?cursor={}", red["cursor"].as_str().expect("cursor")), Value::Null).await;
+    let (status, _) = s
+        .call(
+            "GET",
+            &format!("/v1/projects/q/widgets?cursor={}", red["cursor"].as_str().expect("cursor")),
+            Value::Null,
+        )
+        .await;
     assert_eq!(status, 400, "a cursor of another list");
 }
 
@@ -210,7 +241,9 @@ async fn a_dry_run_tells_and_does_nothing() {
     let before = s.kv.dump();
     let (status, d) = s.call("PATCH", &format!("{W}/a?dryRun=true"), json!({"spec": {"size": 2}})).await;
     assert_eq!((status, &d["changes"][0]), (200, &json!({"field": "spec.size", "old": 1, "new": 2})), "{d}");
-    let (status, _) = s.call("POST", &format!("{W}?dryRun=true"), json!({"meta": {"name": "a"}, "spec": {"size": 2}})).await;
+    let (status, _) = s
+        .call("POST", &format!("{W}?dryRun=true"), json!({"meta": {"name": "a"}, "spec": {"size": 2}}))
+        .await;
     assert_eq!(status, 409, "a dry run finds the conflict");
     assert_eq!(s.kv.dump(), before);
 }
@@ -246,13 +279,12 @@ async fn every_change_leaves_an_audit_record_in_the_same_commit() {
     s.widget("a", json!({"size": 1})).await;
     s.call("PATCH", &format!("{W}/a"), json!({"spec": {"size": 2}})).await;
     s.call("DELETE", &format!("{W}/a"), Value::Null).await;
-    let records: Vec<crate::AuditRecord> = s
-        .kv
-        .dump()
-        .iter()
-        .filter(|v| v.key.starts_with(b"/photon.internal/audit/"))
-        .map(|v| serde_json::from_slice(&v.value).expect("record"))
-        .collect();
+    let records: Vec<crate::AuditRecord> =
+        s.kv.dump()
+            .iter()
+            .filter(|v| v.key.starts_with(b"/photon.internal/audit/"))
+            .map(|v| serde_json::from_slice(&v.value).expect("record"))
+            .collect();
     let mut actions: Vec<&str> = records.iter().map(|r| r.action.as_str()).collect();
     actions.sort_unstable();
     assert_eq!(actions, ["project.create", "widget.create", "widget.delete", "widget.update"]);

@@ -40,7 +40,10 @@ impl Resource for WidgetSpec {
         if self.size > 100 { Err(Error::invalid("size", "is above 100")) } else { Ok(()) }
     }
     fn references(&self) -> Vec<Reference> {
-        self.part_of.iter().map(|n| Reference { field: "part_of".into(), kind: "widget", name: n.clone() }).collect()
+        self.part_of
+            .iter()
+            .map(|n| Reference { field: "part_of".into(), kind: "widget", name: n.clone() })
+            .collect()
     }
 }
 

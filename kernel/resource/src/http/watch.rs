@@ -18,7 +18,8 @@ use std::{convert::Infallible, time::Duration};
 /// selector are sent as deleted. An `error` event with a problem ends the stream.
 pub async fn serve(api: &Api, route: &Route) -> Result<Response> {
     let permit = api.watches.clone().try_acquire_owned().map_err(|_| {
-        Error::new(Code::Exhausted, "too many watches are open").hint("close some, or watch through one connection")
+        Error::new(Code::Exhausted, "too many watches are open")
+            .hint("close some, or watch through one connection")
     })?;
     let range = keys::kind_range(route.kind.kind, route.project.as_ref(), route.kind.scope);
     let from = if route.seen == 0 { 0 } else { route.seen + 1 };
