@@ -24,7 +24,8 @@ pub fn fill(out: &mut [u8]) {
             }
             SEEDED.set(Some(rng.0));
         }
-        None => aws_lc_rs::rand::fill(out).expect("the kernel's entropy source answers once the machine has booted"),
+        None => aws_lc_rs::rand::fill(out)
+            .expect("the kernel's entropy source answers once the machine has booted"),
     }
 }
 

@@ -70,7 +70,11 @@ fn context(what: &str, path: &Path, e: std::io::Error) -> Error {
 
 /// Makes `path` and its parents, `path` itself with mode 0700.
 pub fn private_dir(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| context("create", path, e))
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|e| context("create", path, e))
 }
 
 /// Replaces `path` by `data` so that a crash leaves the old or the new content, never a mixture, and

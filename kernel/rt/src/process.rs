@@ -37,7 +37,8 @@ pub async fn run(program: &str, args: &[&str], stdin: Option<&[u8]>, limit: Dura
     }
     let words = String::from_utf8_lossy(&out.stderr);
     let words: String = words.trim().chars().take(500).collect();
-    Err(Error::internal(format!("{program} {} failed", args.join(" "))).why(format!("{}: {words}", out.status)))
+    Err(Error::internal(format!("{program} {} failed", args.join(" ")))
+        .why(format!("{}: {words}", out.status)))
 }
 
 /// True while process `pid` exists (also as a zombie).
