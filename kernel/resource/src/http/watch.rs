@@ -1,5 +1,6 @@
-//! Watches as server-sent events. Each event's id is the revision, so a client that reconnects with
-//! `?revision=` (or `Last-Event-ID`, through the same parameter) misses nothing and sees nothing twice.
+//! Watches as server-sent events. Each event carries its revision, and `last` when it is the last of
+//! that revision: a client that reconnects with `?revision=` of its last complete revision misses nothing and
+//! sees nothing twice.
 
 use super::{Api, route::Route};
 use crate::{keys, parse_key, store::decode};
@@ -62,11 +63,11 @@ fn encode(kind: &str, selector: &crate::Selector, item: KvResult<Events>) -> Vec
     if out.is_empty() {
         out.push(json!({ "type": "bookmark", "revision": revision }));
     }
-    let last = out.len() - 1;
-    // Only the last event of a revision carries its id: whoever resumes from an id has seen all of it.
-    let event = |(i, v): (usize, serde_json::Value)| {
-        let e = Event::default().data(v.to_string());
-        Ok(if i == last { e.id(revision.to_string()) } else { e })
+    let end = out.len() - 1;
+    // `last` marks the end of a revision: whoever resumes from it has seen all of it.
+    let event = |(i, mut v): (usize, serde_json::Value)| {
+        v["last"] = (i == end).into();
+        Ok(Event::default().data(v.to_string()))
     };
     out.into_iter().enumerate().map(event).collect()
 }

@@ -1,0 +1,329 @@
+//! Requests over one HTTP/2 connection, made again when it breaks.
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, header};
+use http_body_util::{BodyExt, Full, combinators::BoxBody};
+use hyper::{body::Incoming, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use photon_auth::{CertPair, client_config};
+use photon_base::{Code, Error, Result};
+use photon_rt::{
+    net::TcpStream,
+    task::Tasks,
+    time::{Duration, sleep, timeout},
+};
+use rustls_pki_types::ServerName;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+/// How the caller proves itself.
+pub enum Credentials {
+    /// Logs in when needed.
+    Password {
+        /// User.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// A token made elsewhere.
+    Token(String),
+    /// A client certificate.
+    Certificate(CertPair),
+}
+
+/// A request body, whole or streamed.
+pub type Body = BoxBody<Bytes, std::io::Error>;
+
+/// A WebSocket to a console.
+pub type WebSocket = tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>;
+
+/// Time to connect, and to an answer's head.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+/// Largest answer read whole.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Tries of a request that is safe to repeat.
+const TRIES: u32 = 5;
+
+/// A client of one cloud. Shared freely; requests run side by side.
+pub struct Client {
+    endpoint: String,
+    host: String,
+    port: u16,
+    ca: String,
+    certificate: Option<CertPair>,
+    login: Option<(String, String)>,
+    token: Mutex<Option<String>>,
+    link: Mutex<Option<http2::SendRequest<Body>>>,
+    tasks: Tasks,
+}
+
+fn full(body: impl Into<Bytes>) -> Body {
+    Full::new(body.into()).map_err(|never| match never {}).boxed()
+}
+
+impl Client {
+    /// A client of the cloud at `endpoint` (`https://HOST:PORT`), whose authority is `ca` (PEM).
+    pub fn new(endpoint: &str, ca: &str, credentials: Credentials) -> Result<Client> {
+        let uri: http::Uri = endpoint
+            .parse()
+            .map_err(|e| Error::invalid("endpoint", "is not a URL").why(e).hint("https://HOST:8443"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(Error::invalid("endpoint", "does not start with https://"));
+        }
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_string();
+        let (mut login, mut token, mut certificate) = (None, None, None);
+        match credentials {
+            Credentials::Password { user, password } => login = Some((user, password)),
+            Credentials::Token(t) => token = Some(t),
+            Credentials::Certificate(pair) => certificate = Some(pair),
+        }
+        Ok(Client {
+            endpoint: endpoint.trim_end_matches('/').to_string(),
+            host,
+            port: uri.port_u16().unwrap_or(8443),
+            ca: ca.to_string(),
+            certificate,
+            login,
+            token: Mutex::new(token),
+            link: Mutex::new(None),
+            tasks: Tasks::new(),
+        })
+    }
+
+    /// The front door that requests go to.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// The token in use, so that a caller may keep it for the next time.
+    pub async fn current_token(&self) -> Option<String> {
+        self.token.lock().await.clone()
+    }
+
+    /// Starts with a token kept from before; when it no longer holds, the client logs in again.
+    pub async fn use_token(&self, token: String) {
+        *self.token.lock().await = Some(token);
+    }
+
+    async fn tls(&self, alpn: &str) -> Result<TlsStream<TcpStream>> {
+        let away = |e: &dyn std::fmt::Display| {
+            Error::unavailable(format!("cannot reach the cloud at {}", self.endpoint))
+                .why(e)
+                .hint("is it running? photon status; start it: photon up")
+        };
+        let tcp =
+            timeout(CONNECT_TIME_MAX, "connecting", TcpStream::connect((self.host.as_str(), self.port)))
+                .await?
+                .map_err(|e| away(&e))?;
+        let _ = tcp.set_nodelay(true); // only latency is lost without it
+        let config = client_config(&self.ca, self.certificate.as_ref(), &[alpn])?;
+        let name = ServerName::try_from(self.host.clone())
+            .map_err(|e| Error::invalid("endpoint", "has no usable host name").why(e))?;
+        timeout(CONNECT_TIME_MAX, "the TLS handshake", TlsConnector::from(config).connect(name, tcp))
+            .await?
+            .map_err(|e| {
+                Error::new(
+                    Code::Unauthenticated,
+                    format!("{} is not the cloud that this client knows", self.endpoint),
+                )
+                .why(e)
+                .hint("the CA may be another cloud's: check --data-dir, or photon login")
+            })
+    }
+
+    async fn link(&self) -> Result<http2::SendRequest<Body>> {
+        let mut link = self.link.lock().await;
+        if let Some(l) = link.as_ref().filter(|l| !l.is_closed()) {
+            return Ok(l.clone());
+        }
+        let io = TokioIo::new(self.tls("h2").await?);
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(8 << 20)
+            .handshake(io)
+            .await
+            .map_err(|e| Error::unavailable("the server does not speak HTTP/2").why(e))?;
+        self.tasks.spawn("client-connection", async move {
+            if let Err(e) = connection.await {
+                tracing::debug!(error = %e, "connection ended");
+            }
+        });
+        *link = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn bearer(&self) -> Result<Option<String>> {
+        let mut token = self.token.lock().await;
+        if let (None, Some((user, password))) = (token.as_ref(), &self.login) {
+            let body = json!({ "user": user, "password": password }).to_string();
+            let r = self.send_once(Method::POST, "/v1/login", &[], full(body), None).await?;
+            let answer = read(r).await?;
+            let text = answer["token"].as_str();
+            *token = Some(text.ok_or_else(|| Error::internal("login gave no token"))?.to_string());
+        }
+        Ok(token.clone())
+    }
+
+    async fn send_once(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        body: Body,
+        token: Option<&str>,
+    ) -> Result<Response<Incoming>> {
+        let mut link = self.link().await?;
+        let mut b = Request::builder().method(method).uri(format!("{}{path}", self.endpoint));
+        b = b.header(header::CONTENT_TYPE, "application/json");
+        for (k, v) in headers {
+            b = b.header(*k, *v);
+        }
+        if let Some(t) = token {
+            let mut v = HeaderValue::from_str(&format!("Bearer {t}")).map_err(|_| {
+                Error::new(Code::Unauthenticated, "the token has a wrong form").hint("photon login")
+            })?;
+            v.set_sensitive(true);
+            b = b.header(header::AUTHORIZATION, v);
+        }
+        let request = b.body(body).map_err(|e| Error::internal("a request can't be made").why(e))?;
+        let broke = |e: hyper::Error| Error::unavailable(format!("{} does not answer", self.endpoint)).why(e);
+        link.ready().await.map_err(broke)?;
+        timeout(ANSWER_TIME_MAX, "the answer", link.send_request(request)).await?.map_err(broke)
+    }
+
+    /// One request with identity; logs in again once when the token no longer holds.
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        body: &[u8],
+    ) -> Result<Response<Incoming>> {
+        let token = self.bearer().await?;
+        let r = self.send_once(method.clone(), path, headers, full(body.to_vec()), token.as_deref()).await?;
+        if r.status() != http::StatusCode::UNAUTHORIZED || self.login.is_none() {
+            return Ok(r);
+        }
+        *self.token.lock().await = None;
+        let token = self.bearer().await?;
+        self.send_once(method, path, headers, full(body.to_vec()), token.as_deref()).await
+    }
+
+    /// A request with a JSON answer. Repeats it when that is safe: always, since changes carry an
+    /// idempotency key.
+    pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value> {
+        self.call_with(method, path, &[], body).await
+    }
+
+    /// [`Client::call`] with more headers.
+    pub async fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        more: &[(&'static str, &str)],
+        body: Option<&Value>,
+    ) -> Result<Value> {
+        let key = photon_rt::entropy::uid().to_string();
+        let mut headers = more.to_vec();
+        if method != Method::GET {
+            headers.push(("idempotency-key", &key));
+        }
+        let bytes = body.map(|b| b.to_string().into_bytes()).unwrap_or_default();
+        let mut pause = Duration::from_millis(50);
+        for tried in 1.. {
+            let outcome = match self.send(method.clone(), path, &headers, &bytes).await {
+                Ok(r) => read(r).await,
+                Err(e) => Err(e),
+            };
+            match outcome {
+                Err(e) if e.is_retryable() && tried < TRIES => {
+                    tracing::debug!(error = %e, tried, "trying again");
+                    let jitter = photon_rt::entropy::u64() % (pause.as_millis() as u64 / 2 + 1);
+                    sleep(pause + Duration::from_millis(jitter)).await;
+                    pause *= 2;
+                }
+                other => return other,
+            }
+        }
+        Err(Error::internal("unreachable: the loop returns"))
+    }
+
+    /// Reads.
+    pub async fn get(&self, path: &str) -> Result<Value> {
+        self.call(Method::GET, path, None).await
+    }
+
+    /// Sends a stream; not repeated.
+    pub async fn upload(&self, path: &str, size: u64, body: Body) -> Result<Value> {
+        let token = self.bearer().await?;
+        let size = size.to_string();
+        let headers = [("content-length", size.as_str())];
+        read(self.send_once(Method::PUT, path, &headers, body, token.as_deref()).await?).await
+    }
+
+    /// Opens a WebSocket.
+    pub async fn websocket(&self, path: &str) -> Result<WebSocket> {
+        let token = self.bearer().await?;
+        let io = self.tls("http/1.1").await?;
+        let key = tokio_tungstenite::tungstenite::handshake::client::generate_key();
+        let mut b = Request::builder()
+            .uri(format!("wss://{}:{}{path}", self.host, self.port))
+            .header(header::HOST, format!("{}:{}", self.host, self.port))
+            .header(header::CONNECTION, "Upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, key);
+        if let Some(t) = token {
+            b = b.header(header::AUTHORIZATION, format!("Bearer {t}"));
+        }
+        let request = b.body(()).map_err(|e| Error::internal("a request can't be made").why(e))?;
+        let open = Box::pin(tokio_tungstenite::client_async(request, io));
+        match timeout(ANSWER_TIME_MAX, "the console", open).await? {
+            Ok((ws, _)) => Ok(ws),
+            Err(tokio_tungstenite::tungstenite::Error::Http(r)) => {
+                Err(from_problem(r.status().as_u16(), r.body().as_deref().unwrap_or_default()))
+            }
+            Err(e) => Err(Error::unavailable("the console does not open").why(e)),
+        }
+    }
+}
+
+/// The JSON of an answer, or the error it carries.
+async fn read(r: Response<Incoming>) -> Result<Value> {
+    let status = r.status();
+    let broke = |e: &dyn std::fmt::Display| Error::unavailable("the answer broke off").why(e);
+    let body = http_body_util::Limited::new(r.into_body(), ANSWER_BYTES_MAX)
+        .collect()
+        .await
+        .map_err(|e| broke(&e))?
+        .to_bytes();
+    if !status.is_success() {
+        return Err(from_problem(status.as_u16(), &body));
+    }
+    if body.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(&body).map_err(|e| Error::internal("the answer is not JSON").why(e))
+}
+
+/// The error that a problem document (RFC 9457) carries.
+pub(crate) fn from_problem(status: u16, body: &[u8]) -> Error {
+    let v: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+    let text = |k: &str| v[k].as_str().map(ToString::to_string);
+    let by_status = || {
+        Code::ALL.into_iter().find(|c| c.http_status() == status).unwrap_or(match status {
+            502..=504 => Code::Unavailable,
+            400..=499 => Code::Invalid,
+            _ => Code::Internal,
+        })
+    };
+    let code = serde_json::from_value(v["code"].clone()).unwrap_or_else(|_| by_status());
+    let mut e = Error::new(code, text("title").unwrap_or_else(|| format!("the server answered {status}")));
+    e.why = text("detail").unwrap_or_default();
+    e.field = text("field");
+    e.hint = text("hint");
+    e
+}
