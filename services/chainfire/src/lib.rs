@@ -1,1 +1,35 @@
-//! TBD
+//! ChainFire: the coordination store, an etcd v3 that etcd's own clients take for etcd.
+//!
+//! Rooms: [`model`] (etcd's semantics as a pure state machine over an ordered engine; `model::layout`
+//! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers),
+//! `lessor` (lease timers), `sweep` (removal of compacted history), `store` (the running service),
+//! `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
+//!
+//! Port: 2379 (gRPC and HTTP on one). Data: `<data_dir>/log` (the raft log), `<data_dir>/state` (the engine).
+//!
+//! A write's way: gRPC → shape and permission checks → command bytes → log, fdatasync → [`machine`]
+//! applies a batch of commands to an overlay, writes it as one engine batch together with its place
+//! in the log, publishes the new state, appends to the hub's ring → answer. A read's way: wait until
+//! everything acknowledged is applied → read the published state.
+//!
+//! Invariants: a revision is what etcd would have given; the engine holds a prefix of the log and
+//! knows which; a watcher sees every revision that it wants once, in order, whole; nobody but an
+//! [`Scope::Operator`] sees keys under [`RESERVED_PREFIX`] or leases that an operator made.
+
+mod command;
+mod error;
+mod hub;
+mod kv;
+mod lessor;
+mod machine;
+#[allow(missing_docs, reason = "internal; public items are for the rooms of this crate")]
+mod model;
+mod scope;
+mod seam;
+mod store;
+mod sweep;
+pub mod wire;
+
+pub use error::{EtcdError, EtcdResult};
+pub use scope::{RESERVED_PREFIX, Scope, Span};
+pub use store::{ChainFire, ChainFireConfig};

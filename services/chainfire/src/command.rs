@@ -1,0 +1,142 @@
+//! What is proposed to the log: our own bounded messages around etcd's requests.
+
+use crate::{
+    EtcdError, EtcdResult, Scope,
+    wire::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest},
+};
+use bytes::Bytes;
+use prost::Message;
+
+/// Greatest request that is accepted (etcd's `--max-request-bytes`).
+pub const MAX_REQUEST: usize = 1_572_864;
+
+/// Version of this encoding. A newer one than ours stops the machine instead of being misread.
+const VERSION: u32 = 1;
+
+/// One command of the log.
+#[derive(Clone, PartialEq, Message)]
+pub struct Command {
+    #[prost(uint32, tag = "1")]
+    version: u32,
+    /// Proposed by a tenant.
+    #[prost(bool, tag = "2")]
+    tenant: bool,
+    /// What to do.
+    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9")]
+    pub op: Option<Op>,
+}
+
+/// What a command does.
+#[derive(Clone, PartialEq, prost::Oneof)]
+#[allow(missing_docs, reason = "named like etcd's requests")]
+pub enum Op {
+    #[prost(message, tag = "3")]
+    Put(PutRequest),
+    #[prost(message, tag = "4")]
+    DeleteRange(DeleteRangeRequest),
+    #[prost(message, tag = "5")]
+    Txn(TxnRequest),
+    #[prost(message, tag = "6")]
+    Compact(CompactionRequest),
+    #[prost(message, tag = "7")]
+    LeaseGrant(Grant),
+    #[prost(message, tag = "8")]
+    LeaseRevoke(Revoke),
+    #[prost(message, tag = "9")]
+    Commit(Commit),
+}
+
+/// Makes a lease.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Grant {
+    /// Its id, chosen before the command was proposed.
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+    /// Time to live, seconds.
+    #[prost(int64, tag = "2")]
+    pub ttl: i64,
+}
+
+/// Ends a lease and deletes its keys.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Revoke {
+    /// Which.
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+}
+
+/// A commit through `photon_kv::Kv`.
+#[derive(Clone, PartialEq, Message)]
+pub struct Commit {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) checks: Vec<Check>,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) writes: Vec<Write>,
+}
+
+/// A condition: kind 0 is "last modified at", 1 "present", 2 "range absent".
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Check {
+    #[prost(uint32, tag = "1")]
+    pub kind: u32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub key: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub end: Bytes,
+    #[prost(uint64, tag = "4")]
+    pub revision: u64,
+}
+
+/// A write; no value is a deletion.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Write {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: Bytes,
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub value: Option<Bytes>,
+}
+
+impl Command {
+    /// A command by a caller.
+    pub fn new(scope: Scope, op: Op) -> Command {
+        Command { version: VERSION, tenant: scope == Scope::Tenant, op: Some(op) }
+    }
+
+    /// Whose command it is.
+    pub fn scope(&self) -> Scope {
+        if self.tenant { Scope::Tenant } else { Scope::Operator }
+    }
+
+    /// Bytes for the log; refused when there are too many.
+    pub fn to_bytes(&self) -> EtcdResult<Bytes> {
+        if self.encoded_len() > MAX_REQUEST {
+            return Err(EtcdError::RequestTooLarge);
+        }
+        Ok(self.encode_to_vec().into())
+    }
+
+    /// Reads what [`Command::to_bytes`] made.
+    pub fn from_bytes(b: Bytes) -> Result<Command, String> {
+        let c = Command::decode(b).map_err(|e| format!("a command of the log cannot be read: {e}"))?;
+        if c.version != VERSION {
+            return Err(format!(
+                "a command of version {}, made by a newer program; this one knows {VERSION}",
+                c.version
+            ));
+        }
+        Ok(c)
+    }
+}
+
+impl From<&photon_kv::Check> for Check {
+    fn from(c: &photon_kv::Check) -> Self {
+        use photon_kv::Check as K;
+        match c {
+            K::Modified(key, revision) => {
+                Check { key: key.clone(), revision: *revision, ..Default::default() }
+            }
+            K::Present(key) => Check { kind: 1, key: key.clone(), ..Default::default() },
+            K::Absent(r) => Check { kind: 2, key: r.start.clone(), end: r.end.clone(), ..Default::default() },
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! etcd's errors. Code and text are API: clients compare both.
+
+use photon_kv::engine::EngineError;
+
+/// Why a request was refused. The text is etcd's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the text says it")]
+pub enum EtcdError {
+    #[error("etcdserver: key is not provided")]
+    EmptyKey,
+    #[error("etcdserver: key not found")]
+    KeyNotFound,
+    #[error("etcdserver: value is provided")]
+    ValueProvided,
+    #[error("etcdserver: lease is provided")]
+    LeaseProvided,
+    #[error("etcdserver: too many operations in txn request")]
+    TooManyOps,
+    #[error("etcdserver: duplicate key given in txn request")]
+    DuplicateKey,
+    #[error("etcdserver: mvcc: required revision has been compacted")]
+    Compacted,
+    #[error("etcdserver: mvcc: required revision is a future revision")]
+    FutureRevision,
+    #[error("etcdserver: requested lease not found")]
+    LeaseNotFound,
+    #[error("etcdserver: lease already exists")]
+    LeaseExists,
+    #[error("etcdserver: too large lease TTL")]
+    LeaseTtlTooLarge,
+    #[error("etcdserver: request is too large")]
+    RequestTooLarge,
+    #[error("etcdserver: too many requests")]
+    TooManyRequests,
+    #[error("etcdserver: invalid sort option")]
+    InvalidSortOption,
+    #[error("etcdserver: permission denied")]
+    PermissionDenied,
+    #[error("etcdserver: user name is empty")]
+    NoIdentity,
+    #[error("etcdserver: request timed out")]
+    Timeout,
+    #[error("etcdserver: no leader")]
+    NoLeader,
+    #[error("etcdserver: server stopped")]
+    Stopped,
+    /// A condition of a commit through `photon_kv` did not hold. Never leaves by gRPC.
+    #[error("etcdserver: condition {0} did not hold")]
+    CheckFailed(usize),
+    /// Not one of etcd's: a request that this store cannot carry.
+    #[error("chainfire: {0}")]
+    Unsupported(String),
+    /// The disk or a defect of ours.
+    #[error("chainfire: {0}")]
+    Internal(String),
+}
+
+impl EtcdError {
+    /// The gRPC code that etcd gives this error.
+    pub fn code(&self) -> tonic::Code {
+        use tonic::Code;
+        match self {
+            EtcdError::EmptyKey
+            | EtcdError::KeyNotFound
+            | EtcdError::ValueProvided
+            | EtcdError::LeaseProvided
+            | EtcdError::TooManyOps
+            | EtcdError::DuplicateKey
+            | EtcdError::RequestTooLarge
+            | EtcdError::InvalidSortOption
+            | EtcdError::Unsupported(_) => Code::InvalidArgument,
+            EtcdError::Compacted | EtcdError::FutureRevision | EtcdError::LeaseTtlTooLarge => {
+                Code::OutOfRange
+            }
+            EtcdError::LeaseNotFound => Code::NotFound,
+            EtcdError::LeaseExists | EtcdError::CheckFailed(_) => Code::FailedPrecondition,
+            EtcdError::TooManyRequests => Code::ResourceExhausted,
+            EtcdError::PermissionDenied => Code::PermissionDenied,
+            EtcdError::NoIdentity => Code::Unauthenticated,
+            EtcdError::Timeout | EtcdError::NoLeader | EtcdError::Stopped => Code::Unavailable,
+            EtcdError::Internal(_) => Code::Internal,
+        }
+    }
+}
+
+impl From<EtcdError> for tonic::Status {
+    fn from(e: EtcdError) -> Self {
+        tonic::Status::new(e.code(), e.to_string())
+    }
+}
+
+impl From<EngineError> for EtcdError {
+    fn from(e: EngineError) -> Self {
+        EtcdError::Internal(e.to_string())
+    }
+}
+
+/// Result with etcd's errors.
+pub type EtcdResult<T> = Result<T, EtcdError>;

@@ -1,0 +1,141 @@
+//! Lease timers. Which leases exist is the machine's business; how long each has left lives here, in
+//! memory, and starts anew when this node does: a lease may live longer than granted, never shorter.
+
+use crate::{EtcdError, EtcdResult, Scope, model::LeaseEffect};
+use photon_rt::time::{Duration, Instant};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// All timers.
+#[derive(Default)]
+pub struct Lessor {
+    state: Mutex<Timers>,
+}
+
+#[derive(Default)]
+struct Timers {
+    leases: HashMap<i64, Timer>,
+    deadlines: BTreeSet<(Instant, i64)>,
+}
+
+#[derive(Clone, Copy)]
+struct Timer {
+    ttl: i64,
+    system: bool,
+    deadline: Instant,
+    /// Its end was proposed: too late to keep it alive.
+    ending: bool,
+}
+
+/// A lease and its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remaining {
+    /// Granted time to live, seconds.
+    pub granted: i64,
+    /// Whole seconds left.
+    pub left: i64,
+}
+
+fn after(ttl: i64) -> Instant {
+    photon_rt::time::now() + Duration::from_secs(ttl.clamp(0, crate::model::check::MAX_LEASE_TTL) as u64)
+}
+
+impl Lessor {
+    fn lock(&self) -> MutexGuard<'_, Timers> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Follows the machine.
+    pub fn apply(&self, effects: &[LeaseEffect]) {
+        if effects.is_empty() {
+            return;
+        }
+        let mut t = self.lock();
+        for e in effects {
+            match *e {
+                LeaseEffect::Granted { id, ttl, system } => {
+                    let deadline = after(ttl);
+                    t.remove(id);
+                    t.leases.insert(id, Timer { ttl, system, deadline, ending: false });
+                    t.deadlines.insert((deadline, id));
+                }
+                LeaseEffect::Revoked { id } => t.remove(id),
+            }
+        }
+    }
+
+    /// Forgets all and starts with these.
+    pub fn replace(&self, leases: &[LeaseEffect]) {
+        *self.lock() = Timers::default();
+        self.apply(leases);
+    }
+
+    /// Keeps a lease alive; answers its time to live.
+    pub fn renew(&self, scope: Scope, id: i64) -> EtcdResult<i64> {
+        let mut t = self.lock();
+        let mut timer = t.visible(scope, id)?;
+        if timer.ending {
+            return Err(EtcdError::LeaseNotFound);
+        }
+        t.deadlines.remove(&(timer.deadline, id));
+        timer.deadline = after(timer.ttl);
+        t.deadlines.insert((timer.deadline, id));
+        t.leases.insert(id, timer);
+        Ok(timer.ttl)
+    }
+
+    /// How long a lease has left.
+    pub fn remaining(&self, scope: Scope, id: i64) -> EtcdResult<Remaining> {
+        let t = self.lock().visible(scope, id)?;
+        let left = t.deadline.saturating_duration_since(photon_rt::time::now());
+        Ok(Remaining { granted: t.ttl, left: left.as_secs() as i64 })
+    }
+
+    /// Ids of all leases that the caller sees, the one that ends first first.
+    pub fn list(&self, scope: Scope) -> Vec<i64> {
+        let t = self.lock();
+        t.deadlines.iter().map(|(_, id)| *id).filter(|id| t.visible(scope, *id).is_ok()).collect()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.lock().leases.len()
+    }
+
+    /// At most `limit` leases whose time is over, marked as ending.
+    pub fn expired(&self, limit: usize) -> Vec<i64> {
+        let now = photon_rt::time::now();
+        let mut t = self.lock();
+        let ids: Vec<(Instant, i64)> =
+            t.deadlines.iter().take_while(|(d, _)| *d <= now).take(limit).copied().collect();
+        for (d, id) in &ids {
+            // Tried again in a while if the proposal fails.
+            let again =
+                *d + Duration::from_secs(3).max(now.saturating_duration_since(*d) + Duration::from_secs(3));
+            t.deadlines.remove(&(*d, *id));
+            t.deadlines.insert((again, *id));
+            if let Some(timer) = t.leases.get_mut(id) {
+                timer.deadline = again;
+                timer.ending = true;
+            }
+        }
+        ids.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+impl Timers {
+    fn visible(&self, scope: Scope, id: i64) -> EtcdResult<Timer> {
+        match self.leases.get(&id) {
+            Some(t) if scope == Scope::Operator || !t.system => Ok(*t),
+            _ => Err(EtcdError::LeaseNotFound),
+        }
+    }
+
+    fn remove(&mut self, id: i64) {
+        if let Some(t) = self.leases.remove(&id) {
+            self.deadlines.remove(&(t.deadline, id));
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The state machine on its engine: applies commands of the log, publishes states to readers and
+//! changes to watchers, and moves whole states as snapshots.
+
+use crate::{
+    EtcdError, EtcdResult,
+    command::Command,
+    hub::Hub,
+    lessor::Lessor,
+    model::{Answer, Batch, LeaseEffect, Reader, layout::*},
+};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use photon_kv::{
+    Direction,
+    engine::{self, Engine, EngineError, KeyRange, View},
+};
+use photon_raft::{Machine, MachineError, Position};
+use prost::Message;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// A state that readers use.
+#[derive(Clone)]
+pub struct Published {
+    /// What is stored.
+    pub view: Arc<dyn View>,
+    /// Its revision.
+    pub revision: i64,
+    /// Older revisions are gone.
+    pub compacted: i64,
+    /// Place in the log.
+    pub applied: Position,
+}
+
+impl Published {
+    /// Reads it.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { view: &*self.view, revision: self.revision, compacted: self.compacted }
+    }
+}
+
+/// What the machine shares with the rest of ChainFire.
+pub struct Shared {
+    /// The engine; only the machine and the sweeper write to it.
+    pub engine: Arc<dyn Engine>,
+    state: RwLock<Arc<Published>>,
+    /// Changes for watchers.
+    pub hub: Hub,
+    /// Lease timers.
+    pub lessor: Lessor,
+    /// Held while the sweeper removes versions and while a snapshot replaces the state.
+    pub sweeping: Mutex<()>,
+}
+
+impl Shared {
+    /// The newest applied state.
+    pub fn published(&self) -> Arc<Published> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The machine of the log.
+pub struct StateMachine {
+    shared: Arc<Shared>,
+    state: State,
+}
+
+fn fatal(e: impl std::fmt::Display) -> MachineError {
+    MachineError(e.to_string())
+}
+
+fn load(view: &dyn View) -> EtcdResult<State> {
+    match view.get(META, STATE)? {
+        Some(b) => State::decode(b).map_err(|e| EtcdError::Internal(format!("the stored state: {e}"))),
+        None => Ok(State { revision: 1, compacted: -1, ..Default::default() }),
+    }
+}
+
+fn publish_of(engine: &dyn Engine, s: &State) -> Arc<Published> {
+    let applied = Position { index: s.applied_index, term: s.applied_term };
+    Arc::new(Published { view: engine.view(), revision: s.revision, compacted: s.compacted, applied })
+}
+
+/// All leases of a state.
+fn leases(view: &dyn View) -> EtcdResult<Vec<LeaseEffect>> {
+    view.scan(LEASE, KeyRange::prefix(lease_prefix()), Direction::Forward)
+        .map(|item| {
+            let (k, v) = item?;
+            let bad = || EtcdError::Internal("a stored lease cannot be read".into());
+            let id = split_lease_key(&k).ok_or_else(bad)?;
+            let r = LeaseRecord::decode(v).map_err(|_| bad())?;
+            Ok(LeaseEffect::Granted { id, ttl: r.ttl, system: r.system })
+        })
+        .collect()
+}
+
+impl StateMachine {
+    /// Opens the state that `engine` holds. `ring` bounds the changes kept in memory for watchers, in
+    /// bytes.
+    pub fn open(engine: Arc<dyn Engine>, ring: usize) -> EtcdResult<(StateMachine, Arc<Shared>)> {
+        let mut state = load(&*engine.view())?;
+        if state.applied_index == 0 && engine.view().get(META, STATE)?.is_none() {
+            // What an interrupted restore may have left.
+            for i in 0..SPACES.len() {
+                engine.clear(engine::Space(i))?;
+            }
+            state = load(&*engine.view())?;
+        }
+        let published = publish_of(&*engine, &state);
+        let lessor = Lessor::default();
+        lessor.apply(&leases(&*published.view)?);
+        let shared = Arc::new(Shared {
+            hub: Hub::new(state.revision, ring),
+            state: RwLock::new(published),
+            engine,
+            lessor,
+            sweeping: Mutex::new(()),
+        });
+        Ok((StateMachine { shared: shared.clone(), state }, shared))
+    }
+
+    fn publish(&mut self, state: State) {
+        let next = publish_of(&*self.shared.engine, &state);
+        self.state = state;
+        *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = next;
+    }
+}
+
+impl Machine for StateMachine {
+    type Reply = EtcdResult<Answer>;
+
+    fn apply(&mut self, commands: &[photon_raft::Command]) -> Result<Vec<Self::Reply>, MachineError> {
+        let Some(last) = commands.last() else { return Ok(Vec::new()) };
+        let base = self.shared.published().view.clone();
+        let mut batch = Batch::new(base, self.state.revision, self.state.compacted);
+        let mut replies = Vec::with_capacity(commands.len());
+        for c in commands {
+            let command = Command::from_bytes(c.data.clone()).map_err(fatal)?;
+            match batch.apply(&command) {
+                // The state cannot be read: going on would let this node drift from the log.
+                Err(EtcdError::Internal(why)) => return Err(MachineError(why)),
+                reply => replies.push(reply),
+            }
+        }
+        let (revision, compacted) = batch.position();
+        let state = State {
+            revision,
+            compacted,
+            applied_index: last.position.index,
+            applied_term: last.position.term,
+        };
+        let history = std::mem::take(&mut batch.history);
+        let effects = std::mem::take(&mut batch.leases);
+        let mut over = batch.into_overlay();
+        over.put(META, STATE, state.encode_to_vec());
+        self.shared.engine.write(over.into_batch()).map_err(fatal)?;
+        let grown = revision > self.state.revision;
+        self.publish(state);
+        self.shared.lessor.apply(&effects);
+        if grown {
+            self.shared.hub.append(history, revision);
+        }
+        Ok(replies)
+    }
+
+    fn applied(&self) -> Position {
+        Position { index: self.state.applied_index, term: self.state.applied_term }
+    }
+
+    fn checkpoint(&mut self) -> Result<Position, MachineError> {
+        let at = self.applied();
+        self.shared.engine.persist().map_err(fatal)?;
+        Ok(at)
+    }
+
+    fn snapshot(
+        &self,
+    ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError> {
+        let view = self.shared.published().view.clone();
+        Ok((self.applied(), Box::new(Dump { view, space: 0, after: None, buffer: BytesMut::new() })))
+    }
+
+    fn restore(
+        &mut self,
+        at: Position,
+        chunks: &mut dyn Iterator<Item = Result<Bytes, MachineError>>,
+    ) -> Result<(), MachineError> {
+        let shared = self.shared.clone();
+        let _alone = shared.sweeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let engine = &*shared.engine;
+        // Without its position, what is stored counts as nothing, and the next start clears it.
+        let mut gone = engine::Batch::default();
+        gone.remove(META, STATE);
+        engine.write(gone).and_then(|()| engine.persist()).map_err(fatal)?;
+        for i in 0..SPACES.len() {
+            engine.clear(engine::Space(i)).map_err(fatal)?;
+        }
+        let state = fill(engine, at, chunks)?;
+        let old = self.state.revision;
+        self.publish(state);
+        let all = leases(&*shared.published().view).map_err(fatal)?;
+        shared.lessor.replace(&all);
+        shared.hub.jump(self.state.revision.max(old));
+        Ok(())
+    }
+}
+
+/// Writes the records of a snapshot, the state last.
+fn fill(
+    engine: &dyn Engine,
+    at: Position,
+    chunks: &mut dyn Iterator<Item = Result<Bytes, MachineError>>,
+) -> Result<State, MachineError> {
+    let mut buffer = BytesMut::new();
+    let mut batch = engine::Batch::default();
+    let mut size = 0;
+    let mut state = None;
+    for chunk in chunks {
+        buffer.extend_from_slice(&chunk?);
+        while let Some((space, key, value)) = take_record(&mut buffer)? {
+            if space == META && key == STATE {
+                state = Some(State::decode(value).map_err(fatal)?);
+                continue;
+            }
+            size += key.len() + value.len();
+            batch.put(space, key, value);
+            if size > CHUNK {
+                engine.write(std::mem::take(&mut batch)).map_err(fatal)?;
+                size = 0;
+            }
+        }
+    }
+    let mut state = state.ok_or_else(|| fatal("the snapshot ends before its state"))?;
+    if !buffer.is_empty() {
+        return Err(fatal("the snapshot ends within a record"));
+    }
+    engine.write(batch).and_then(|()| engine.persist()).map_err(fatal)?;
+    state.applied_index = at.index;
+    state.applied_term = at.term;
+    let mut last = engine::Batch::default();
+    last.put(META, STATE, state.encode_to_vec());
+    engine.write(last).and_then(|()| engine.persist()).map_err(fatal)?;
+    Ok(state)
+}
+
+/// Most bytes of a chunk.
+const CHUNK: usize = 1 << 20;
+
+/// Most bytes of a key or value in a snapshot: a request is far smaller.
+const MAX_FIELD: usize = 16 << 20;
+
+/// Takes a whole record off the front: space, length and bytes of the key, and of the value.
+fn take_record(b: &mut BytesMut) -> Result<Option<(engine::Space, Bytes, Bytes)>, MachineError> {
+    if b.len() < 9 {
+        return Ok(None);
+    }
+    let space = usize::from(b[0]);
+    let key = u32::from_be_bytes([b[1], b[2], b[3], b[4]]) as usize;
+    let value = u32::from_be_bytes([b[5], b[6], b[7], b[8]]) as usize;
+    if space >= SPACES.len() || key == 0 || key > engine::MAX_KEY || value > MAX_FIELD {
+        return Err(fatal("the snapshot holds a record that cannot be"));
+    }
+    if b.len() < 9 + key + value {
+        return Ok(None);
+    }
+    b.advance(9);
+    Ok(Some((engine::Space(space), b.split_to(key).freeze(), b.split_to(value).freeze())))
+}
+
+/// All records of a view, cut into chunks.
+struct Dump {
+    view: Arc<dyn View>,
+    space: usize,
+    /// Last key that was put out.
+    after: Option<Bytes>,
+    buffer: BytesMut,
+}
+
+impl Dump {
+    fn fill(&mut self) -> Result<(), EngineError> {
+        while self.buffer.len() < CHUNK && self.space < SPACES.len() {
+            let space = engine::Space(self.space);
+            let start = match self.after.take() {
+                Some(k) => std::ops::Bound::Excluded(k),
+                None => std::ops::Bound::Unbounded,
+            };
+            let range = KeyRange { start, end: std::ops::Bound::Unbounded };
+            let view = self.view.clone();
+            for item in view.scan(space, range, Direction::Forward) {
+                let (k, v) = item?;
+                self.buffer.put_u8(self.space as u8);
+                self.buffer.put_u32(k.len() as u32);
+                self.buffer.put_u32(v.len() as u32);
+                self.buffer.put_slice(&k);
+                self.buffer.put_slice(&v);
+                if self.buffer.len() >= CHUNK {
+                    self.after = Some(k);
+                    return Ok(());
+                }
+            }
+            self.space += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Dump {
+    type Item = Result<Bytes, MachineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Err(e) = self.fill() {
+            return Some(Err(fatal(e)));
+        }
+        let n = self.buffer.len().min(CHUNK);
+        (n > 0).then(|| Ok(self.buffer.split_to(n).freeze()))
+    }
+}

@@ -1,0 +1,12 @@
+//! The state machine: etcd's semantics over an ordered engine. Pure: its state and answers are a
+//! function of the commands.
+
+pub mod apply;
+pub mod check;
+pub mod layout;
+pub mod read;
+#[cfg(test)]
+mod tests;
+
+pub use apply::{Answer, Batch, Change, Changes, LeaseEffect};
+pub use read::Reader;

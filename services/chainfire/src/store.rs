@@ -1,0 +1,321 @@
+//! The running service: its folder, its log, its state, and what it does by itself (expire leases,
+//! sweep compacted history).
+
+use crate::{
+    EtcdError, EtcdResult, Scope,
+    command::{Command, Grant, MAX_REQUEST, Op, Revoke},
+    machine::{Published, Shared, StateMachine},
+    model::{Answer, apply::attached, apply::read_only_txn, check, layout::SPACES},
+    seam::Group,
+    wire::etcdserverpb::{
+        CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
+        RangeResponse, TxnRequest, TxnResponse,
+    },
+};
+use bytes::Bytes;
+use photon_kv::engine::{Engine, FjallEngine, FjallOptions};
+use photon_rt::{
+    task::Tasks,
+    time::{Duration, sleep},
+};
+use prost::Message;
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+/// How ChainFire runs.
+#[derive(Clone, Debug)]
+pub struct ChainFireConfig {
+    /// Its folder; made if it does not exist.
+    pub data_dir: PathBuf,
+    /// This member's name.
+    pub name: String,
+    /// Where clients reach this member.
+    pub client_urls: Vec<String>,
+    /// Where members reach this member.
+    pub peer_urls: Vec<String>,
+    /// How often an idle watch that asked for it hears how far it is.
+    pub progress_interval: Duration,
+    /// Memory for recent changes that watchers share, bytes.
+    pub watch_ring: usize,
+    /// Memory of the storage engine.
+    pub engine: FjallOptions,
+}
+
+impl ChainFireConfig {
+    /// A single member that keeps its state in `data_dir`.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        ChainFireConfig {
+            data_dir: data_dir.into(),
+            name: "default".into(),
+            client_urls: vec!["http://localhost:2379".into()],
+            peer_urls: vec!["http://localhost:2380".into()],
+            progress_interval: Duration::from_secs(600),
+            watch_ring: 32 << 20,
+            engine: FjallOptions::default(),
+        }
+    }
+}
+
+/// Counters for `/metrics`.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub puts: AtomicU64,
+    pub deletes: AtomicU64,
+    pub txns: AtomicU64,
+    pub ranges: AtomicU64,
+    pub watchers: AtomicU64,
+    pub watch_streams: AtomicU64,
+    pub events: AtomicU64,
+    pub proposals_failed: AtomicU64,
+    pub proposals_pending: AtomicU64,
+    pub leases_expired: AtomicU64,
+}
+
+/// A running ChainFire. Clones are handles on the same one.
+#[derive(Clone)]
+pub struct ChainFire {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub config: ChainFireConfig,
+    pub shared: Arc<Shared>,
+    pub group: Group,
+    pub tasks: Tasks,
+    pub counters: Counters,
+    pub cluster_id: u64,
+    pub member_id: u64,
+}
+
+/// Leases ended in one turn of the expiry worker.
+const EXPIRE_BATCH: usize = 100;
+
+/// Pause between two of its turns.
+const EXPIRE_EVERY: Duration = Duration::from_millis(200);
+
+impl ChainFire {
+    /// Opens or makes the store in the configured folder and starts serving it (call within a tokio
+    /// runtime).
+    pub async fn open(config: ChainFireConfig) -> photon_base::Result<ChainFire> {
+        photon_rt::fs::private_dir(&config.data_dir)?;
+        let dir = config.data_dir.join("state");
+        let options = config.engine;
+        let engine = photon_rt::task::blocking(move || FjallEngine::open(&dir, &SPACES, options)).await;
+        let engine =
+            engine.map_err(|e| photon_base::Error::internal("ChainFire's state does not open").why(e))?;
+        Self::with_engine(config, Arc::new(engine)).await
+    }
+
+    /// The same on an engine of the caller's choice.
+    pub async fn with_engine(
+        config: ChainFireConfig,
+        engine: Arc<dyn Engine>,
+    ) -> photon_base::Result<ChainFire> {
+        let ring = config.watch_ring;
+        let refuse = |e: EtcdError| photon_base::Error::internal("ChainFire does not start").why(e);
+        let (machine, shared) =
+            photon_rt::task::blocking(move || StateMachine::open(engine, ring)).await.map_err(refuse)?;
+        let group = Group::open(machine).map_err(refuse)?;
+        let inner = Arc::new(Inner {
+            cluster_id: stable_id(b"cluster", b"chainfire"),
+            member_id: stable_id(b"member", config.name.as_bytes()),
+            config,
+            shared,
+            group,
+            tasks: Tasks::new(),
+            counters: Counters::default(),
+        });
+        let me = ChainFire { inner };
+        let weak = Arc::downgrade(&me.inner);
+        me.inner.tasks.spawn("chainfire-expire", expire(weak.clone()));
+        me.inner.tasks.spawn("chainfire-sweep", sweep(weak));
+        Ok(me)
+    }
+
+    /// Stops workers and the log. Nothing acknowledged is lost by not calling this.
+    pub async fn shutdown(&self) {
+        self.inner.tasks.shutdown().await;
+    }
+
+    /// `leader`, `follower`, `candidate` or `learner`.
+    pub fn raft_role(&self) -> &'static str {
+        "leader"
+    }
+
+    /// What reads see now, without asking the cluster.
+    pub(crate) fn published(&self) -> Arc<Published> {
+        self.inner.shared.published()
+    }
+
+    /// A state that reflects everything acknowledged before the call.
+    pub(crate) async fn linearizable(&self) -> EtcdResult<Arc<Published>> {
+        self.inner.group.read_index().await?;
+        Ok(self.published())
+    }
+
+    /// Puts a command through the log.
+    pub(crate) async fn propose(&self, scope: Scope, op: Op) -> EtcdResult<Answer> {
+        let data = Command::new(scope, op).to_bytes()?;
+        let c = &self.inner.counters;
+        c.proposals_pending.fetch_add(1, Ordering::Relaxed);
+        let out = self.inner.group.propose(data).await;
+        c.proposals_pending.fetch_sub(1, Ordering::Relaxed);
+        match out {
+            Ok(answer) => answer,
+            Err(e) => {
+                c.proposals_failed.fetch_add(1, Ordering::Relaxed);
+                Err(e)
+            }
+        }
+    }
+
+    pub(crate) async fn range(&self, scope: Scope, r: RangeRequest) -> EtcdResult<RangeResponse> {
+        check::range(scope, &r)?;
+        self.inner.counters.ranges.fetch_add(1, Ordering::Relaxed);
+        let state = if r.serializable { self.published() } else { self.linearizable().await? };
+        if r.range_end.is_empty() {
+            return state.reader().range(scope, &r);
+        }
+        photon_rt::task::blocking(move || state.reader().range(scope, &r)).await
+    }
+
+    pub(crate) async fn put(&self, scope: Scope, r: PutRequest) -> EtcdResult<PutResponse> {
+        check::put(scope, &r)?;
+        self.inner.counters.puts.fetch_add(1, Ordering::Relaxed);
+        match self.propose(scope, Op::Put(r)).await? {
+            Answer::Put(a) => Ok(a),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn delete_range(
+        &self,
+        scope: Scope,
+        r: DeleteRangeRequest,
+    ) -> EtcdResult<DeleteRangeResponse> {
+        check::delete_range(scope, &r)?;
+        self.inner.counters.deletes.fetch_add(1, Ordering::Relaxed);
+        match self.propose(scope, Op::DeleteRange(r)).await? {
+            Answer::DeleteRange(a) => Ok(a),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn txn(&self, scope: Scope, r: TxnRequest) -> EtcdResult<TxnResponse> {
+        check::txn(scope, &r)?;
+        self.inner.counters.txns.fetch_add(1, Ordering::Relaxed);
+        if check::is_read_only(&r) {
+            if r.encoded_len() > MAX_REQUEST {
+                return Err(EtcdError::RequestTooLarge);
+            }
+            let state = self.linearizable().await?;
+            return photon_rt::task::blocking(move || {
+                read_only_txn(state.view.clone(), state.revision, state.compacted, scope, &r)
+            })
+            .await;
+        }
+        match self.propose(scope, Op::Txn(r)).await? {
+            Answer::Txn(a) => Ok(a),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn compact(&self, scope: Scope, r: CompactionRequest) -> EtcdResult<i64> {
+        let physical = r.physical;
+        let done = self.propose_revision(scope, Op::Compact(r)).await?;
+        if physical {
+            let shared = self.inner.shared.clone();
+            photon_rt::task::blocking(move || -> EtcdResult<()> {
+                while crate::sweep::step(&shared)? {}
+                Ok(())
+            })
+            .await?;
+        }
+        Ok(done)
+    }
+
+    /// A command of which only the revision after it is told.
+    pub(crate) async fn propose_revision(&self, scope: Scope, op: Op) -> EtcdResult<i64> {
+        match self.propose(scope, op).await? {
+            Answer::Revision(r) => Ok(r),
+            _ => Err(mismatch()),
+        }
+    }
+
+    /// Makes a lease; answers revision, id and time to live.
+    pub(crate) async fn lease_grant(&self, scope: Scope, id: i64, ttl: i64) -> EtcdResult<(i64, i64, i64)> {
+        check::lease_ttl(ttl)?;
+        let id = if id == 0 { (photon_rt::entropy::u64() >> 1).max(1) as i64 } else { id };
+        match self.propose(scope, Op::LeaseGrant(Grant { id, ttl })).await? {
+            Answer::LeaseGrant { revision, ttl } => Ok((revision, id, ttl)),
+            _ => Err(mismatch()),
+        }
+    }
+
+    pub(crate) async fn lease_revoke(&self, scope: Scope, id: i64) -> EtcdResult<i64> {
+        self.propose_revision(scope, Op::LeaseRevoke(Revoke { id })).await
+    }
+
+    /// Keys attached to a lease that the caller sees.
+    pub(crate) async fn lease_keys(&self, scope: Scope, id: i64) -> EtcdResult<Vec<Bytes>> {
+        let state = self.published();
+        let keys = photon_rt::task::blocking(move || attached(&*state.view, id)).await?;
+        Ok(keys.into_iter().filter(|k| scope.may_name(k)).collect())
+    }
+}
+
+fn mismatch() -> EtcdError {
+    EtcdError::Internal("the machine answered another command".into())
+}
+
+/// An id that stays the same across restarts (FNV-1a; ids need to differ, not to be secret).
+fn stable_id(kind: &[u8], name: &[u8]) -> u64 {
+    let hash = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
+    kind.iter().chain(name).fold(0xcbf2_9ce4_8422_2325, hash).max(1)
+}
+
+/// Proposes the end of leases whose time is over.
+async fn expire(inner: std::sync::Weak<Inner>) {
+    loop {
+        sleep(EXPIRE_EVERY).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let me = ChainFire { inner };
+        let ids = me.inner.shared.lessor.expired(EXPIRE_BATCH);
+        let ends = ids.into_iter().map(|id| {
+            let me = me.clone();
+            async move {
+                match me.lease_revoke(Scope::Operator, id).await {
+                    Ok(_) => me.inner.counters.leases_expired.fetch_add(1, Ordering::Relaxed),
+                    Err(EtcdError::LeaseNotFound) => 0, // somebody was faster
+                    Err(e) => {
+                        tracing::warn!(lease = id, error = %e, "a lease could not be ended; tried again soon");
+                        0
+                    }
+                };
+            }
+        });
+        futures::future::join_all(ends).await;
+    }
+}
+
+/// Removes what compactions made unreachable.
+async fn sweep(inner: std::sync::Weak<Inner>) {
+    let mut pause = Duration::from_millis(500);
+    loop {
+        sleep(pause).await;
+        let Some(shared) = inner.upgrade().map(|i| i.shared.clone()) else { return };
+        pause = match photon_rt::task::blocking(move || crate::sweep::step(&shared)).await {
+            Ok(true) => Duration::from_millis(10),
+            Ok(false) => Duration::from_millis(500),
+            Err(e) => {
+                tracing::error!(error = %e, "compacted history could not be removed");
+                Duration::from_secs(10)
+            }
+        };
+    }
+}

@@ -1,0 +1,90 @@
+//! `/health`, `/version` and `/metrics`.
+
+use super::ETCD_VERSION;
+use crate::{ChainFire, Scope};
+use axum::{Extension, Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use std::{fmt::Write, sync::atomic::Ordering::Relaxed};
+
+/// The pages.
+pub fn pages(c: &ChainFire) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics))
+        .with_state(c.clone())
+}
+
+/// Healthy when a linearizable read succeeds.
+async fn health(State(c): State<ChainFire>) -> impl IntoResponse {
+    let ok = c.linearizable().await.is_ok();
+    let body = serde_json::json!({
+        "status": if ok { "healthy" } else { "unhealthy" },
+        "raft": c.raft_role(),
+        "cluster_size": 1,
+        "health": if ok { "true" } else { "false" },
+    });
+    (if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body))
+}
+
+async fn version() -> impl IntoResponse {
+    Json(serde_json::json!({ "etcdserver": ETCD_VERSION, "etcdcluster": "3.5.0" }))
+}
+
+/// Prometheus text; etcd's names where they mean the same.
+async fn metrics(State(c): State<ChainFire>, who: Option<Extension<Scope>>) -> Result<String, StatusCode> {
+    if who.is_none() {
+        return Err(StatusCode::UNAUTHORIZED);
+    }
+    let (i, state) = (&c.inner, c.published());
+    let n = &i.counters;
+    let leader = u64::from(c.raft_role() == "leader");
+    let mut out = String::new();
+    let mut put = |kind: &str, name: &str, help: &str, value: u64| {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    };
+    put("gauge", "etcd_server_has_leader", "Whether this member knows a leader.", leader);
+    put("gauge", "etcd_server_is_leader", "Whether this member leads.", leader);
+    put(
+        "gauge",
+        "etcd_server_proposals_applied_total",
+        "Place in the log that is applied.",
+        state.applied.index,
+    );
+    put(
+        "gauge",
+        "etcd_server_proposals_committed_total",
+        "Place in the log that is committed.",
+        state.applied.index,
+    );
+    put(
+        "gauge",
+        "etcd_server_proposals_pending",
+        "Commands on their way.",
+        n.proposals_pending.load(Relaxed),
+    );
+    put(
+        "counter",
+        "etcd_server_proposals_failed_total",
+        "Commands without an answer.",
+        n.proposals_failed.load(Relaxed),
+    );
+    put("counter", "etcd_server_lease_expired_total", "Leases that ran out.", n.leases_expired.load(Relaxed));
+    put("gauge", "etcd_mvcc_db_total_size_in_bytes", "Bytes on disk.", i.shared.engine.disk_bytes());
+    put("gauge", "etcd_debugging_mvcc_current_revision", "Revision.", state.revision.max(0) as u64);
+    put("gauge", "etcd_debugging_mvcc_compact_revision", "Compacted up to.", state.compacted.max(0) as u64);
+    put("counter", "etcd_mvcc_put_total", "Puts.", n.puts.load(Relaxed));
+    put("counter", "etcd_mvcc_delete_total", "Deletions.", n.deletes.load(Relaxed));
+    put("counter", "etcd_mvcc_txn_total", "Transactions.", n.txns.load(Relaxed));
+    put("counter", "etcd_mvcc_range_total", "Reads of ranges.", n.ranges.load(Relaxed));
+    put("gauge", "etcd_debugging_mvcc_watcher_total", "Watches.", n.watchers.load(Relaxed));
+    put(
+        "gauge",
+        "etcd_debugging_mvcc_watch_stream_total",
+        "Streams of watches.",
+        n.watch_streams.load(Relaxed),
+    );
+    put("counter", "etcd_debugging_mvcc_events_total", "Events sent to watches.", n.events.load(Relaxed));
+    put("gauge", "chainfire_leases", "Leases.", i.shared.lessor.count() as u64);
+    Ok(out)
+}

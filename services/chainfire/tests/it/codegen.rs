@@ -1,0 +1,28 @@
+//! The checked-in gRPC code equals what the .proto files give. `PHOTON_REGENERATE=1 cargo test -p
+//! chainfire codegen` writes it anew.
+
+use std::path::Path;
+
+#[test]
+fn generated_code_is_current() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let proto = here.join("proto");
+    let files = protox::compile(["rpc.proto"], [&proto]).expect("the .proto files compile");
+    let out = tempfile::tempdir().expect("temp dir");
+    tonic_prost_build::configure()
+        .bytes(".")
+        .build_transport(false)
+        .out_dir(out.path())
+        .compile_fds(files)
+        .expect("code is generated");
+    let write = std::env::var_os("PHOTON_REGENERATE").is_some();
+    for name in ["etcdserverpb.rs", "mvccpb.rs"] {
+        let fresh = photon_rt::fs::read_text(&out.path().join(name), 1 << 20).expect("generated file");
+        let kept = here.join("src/wire/gen").join(name);
+        if write {
+            photon_rt::fs::write_atomic(&kept, fresh.as_bytes(), 0o644).expect("write");
+        }
+        let kept = photon_rt::fs::read_text(&kept, 1 << 20).unwrap_or_default();
+        assert!(kept == fresh, "{name} is stale: PHOTON_REGENERATE=1 cargo test -p chainfire codegen");
+    }
+}

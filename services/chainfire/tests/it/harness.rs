@@ -1,0 +1,114 @@
+//! A ChainFire on loopback, and the foreign programs beside it.
+
+use chainfire::{ChainFire, ChainFireConfig, Scope};
+use photon_rt::{
+    process::{Child, Command},
+    task::Tasks,
+    time::Duration,
+};
+use std::{net::SocketAddr, path::Path, process::Stdio};
+use tonic::transport::{Channel, Endpoint};
+
+/// A running ChainFire with one plain listener for each scope.
+pub struct Server {
+    pub chainfire: ChainFire,
+    pub operator: String,
+    pub tenant: String,
+    /// Its callers are unknown.
+    pub nobody: String,
+    tasks: Tasks,
+}
+
+async fn listen(tasks: &Tasks, router: axum::Router) -> String {
+    let listener = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
+    let addr = listener.local_addr().expect("address");
+    tasks.spawn("listener", async move {
+        use axum::serve::ListenerExt;
+        let listener = listener.tap_io(|io| io.set_nodelay(true).expect("TCP_NODELAY"));
+        axum::serve(listener, router).await.expect("serve");
+    });
+    format!("http://{addr}")
+}
+
+impl Server {
+    pub async fn start(dir: &Path) -> Server {
+        Self::with(ChainFireConfig { progress_interval: Duration::from_millis(300), ..ChainFireConfig::new(dir) }).await
+    }
+
+    pub async fn with(config: ChainFireConfig) -> Server {
+        let chainfire = ChainFire::open(config).await.expect("ChainFire opens");
+        let tasks = Tasks::new();
+        let router = chainfire.router();
+        let operator = listen(&tasks, router.clone().layer(axum::Extension(Scope::Operator))).await;
+        let tenant = listen(&tasks, router.clone().layer(axum::Extension(Scope::Tenant))).await;
+        let nobody = listen(&tasks, router).await;
+        Server { chainfire, operator, tenant, nobody, tasks }
+    }
+
+    pub async fn stop(self) {
+        self.tasks.shutdown().await;
+        self.chainfire.shutdown().await;
+    }
+}
+
+/// A gRPC channel.
+pub async fn channel(url: &str) -> Channel {
+    Endpoint::from_shared(url.to_string()).expect("url").tcp_nodelay(true).connect().await.expect("connects")
+}
+
+/// Runs etcdctl; its output, or what it complained about.
+pub async fn etcdctl(url: &str, args: &[&str], stdin: Option<&str>) -> Result<String, String> {
+    let mut all = vec!["--endpoints", url];
+    all.extend(args);
+    match photon_rt::process::run("etcdctl", &all, stdin.map(str::as_bytes), Duration::from_secs(20)).await {
+        Ok(out) => Ok(String::from_utf8_lossy(&out).into_owned()),
+        Err(e) if e.code == photon_base::Code::Unsupported => panic!("etcdctl is missing: run ./dev setup ({e})"),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// etcdctl that must succeed.
+pub async fn ok(url: &str, args: &[&str]) -> String {
+    etcdctl(url, args, None).await.unwrap_or_else(|e| panic!("etcdctl {args:?}: {e}"))
+}
+
+/// A real etcd in a folder of its own.
+pub struct Etcd {
+    pub url: String,
+    child: Child,
+}
+
+impl Etcd {
+    pub async fn start(dir: &Path) -> Etcd {
+        // Free ports: bound, noted, released. The next to bind them is etcd, unless somebody races us.
+        let mut ports = Vec::new();
+        for _ in 0..2 {
+            let l = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
+            ports.push(l.local_addr().expect("address").port());
+        }
+        let (client, peer) = (format!("http://127.0.0.1:{}", ports[0]), format!("http://127.0.0.1:{}", ports[1]));
+        let child = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(dir)
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|e| panic!("etcd is missing: run ./dev setup ({e})"));
+        let mut etcd = Etcd { url: client, child };
+        for _ in 0..100 {
+            if etcdctl(&etcd.url, &["endpoint", "health", "--dial-timeout=200ms", "--command-timeout=500ms"], None).await.is_ok() {
+                return etcd;
+            }
+            if let Ok(Some(status)) = etcd.child.try_wait() {
+                panic!("etcd ended at once: {status}");
+            }
+            photon_rt::time::sleep(Duration::from_millis(100)).await;
+        }
+        panic!("etcd did not become healthy");
+    }
+}

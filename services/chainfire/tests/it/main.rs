@@ -1,0 +1,5 @@
+//! Integration tests of ChainFire: foreign clients, a real etcd as oracle, restarts, hostile input.
+
+mod codegen;
+mod etcdctl;
+mod harness;
