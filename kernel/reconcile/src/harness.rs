@@ -119,10 +119,18 @@ impl Harness {
         Err(pending.unwrap_or_else(|| Error::internal("the reconcilers never come to rest")))
     }
 
+    /// A store as `setup` leaves it, with the same identities each time.
+    async fn start(&self, setup: &Setup) -> MemKv {
+        let kv = MemKv::new();
+        photon_rt::entropy::seed(Some(1));
+        setup(Store::new(Arc::new(kv.clone()), self.registry.clone())).await;
+        photon_rt::entropy::seed(None);
+        kv
+    }
+
     /// Runs to rest from `setup` and returns the store.
     pub async fn run(&self, setup: &Setup) -> Result<Store> {
-        let kv = MemKv::new();
-        setup(Store::new(Arc::new(kv.clone()), self.registry.clone())).await;
+        let kv = self.start(setup).await;
         let crash = CrashKv { inner: kv.clone(), commits: AtomicU64::new(0), at: 0, after: false };
         self.settle(Arc::new(crash)).await?;
         Ok(Store::new(Arc::new(kv), self.registry.clone()))
@@ -131,16 +139,14 @@ impl Harness {
     /// Crashes before and after every commit of the run from `setup`; each time restarts, runs to rest,
     /// and fails unless the end state is that of the run without a crash. Returns the number of crashes.
     pub async fn crash_everywhere(&self, setup: &Setup) -> Result<usize> {
-        let clean = MemKv::new();
-        setup(Store::new(Arc::new(clean.clone()), self.registry.clone())).await;
+        let clean = self.start(setup).await;
         let none = CrashKv { inner: clean.clone(), commits: AtomicU64::new(0), at: 0, after: false };
         let commits = self.settle(Arc::new(none)).await?;
         let expected = portrait(&clean);
         let mut crashes = 0;
         for at in 1..=commits {
             for after in [false, true] {
-                let kv = MemKv::new();
-                setup(Store::new(Arc::new(kv.clone()), self.registry.clone())).await;
+                let kv = self.start(setup).await;
                 let dying = CrashKv { inner: kv.clone(), commits: AtomicU64::new(0), at, after };
                 let _ = self.settle(Arc::new(dying)).await; // dies, or settles before it gets there
                 let restarted = CrashKv { inner: kv.clone(), commits: AtomicU64::new(0), at: 0, after };
@@ -149,8 +155,10 @@ impl Harness {
                 let found = portrait(&kv);
                 if found != expected {
                     let side = if after { "after" } else { "before" };
+                    let missing: Vec<_> = expected.iter().filter(|e| !found.contains(e)).collect();
+                    let extra: Vec<_> = found.iter().filter(|e| !expected.contains(e)).collect();
                     return Err(Error::internal(format!("a crash {side} commit {at} leaves another state"))
-                        .why(format!("expected {expected:#?}, found {found:#?}")));
+                        .why(format!("missing {missing:#?}, instead {extra:#?}")));
                 }
             }
         }
