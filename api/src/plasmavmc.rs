@@ -224,7 +224,7 @@ impl Resource for VmSpec {
     }];
     const SETTLED: &'static [&'static str] = &["running", "paused", "stopped"];
     const FAILED: &'static [&'static str] = &["failed"];
-    const FINALIZERS: &'static [&'static str] = &["plasmavmc"];
+    const FINALIZERS: &'static [&'static str] = &["plasmavmc", "plasmavmc-disk"];
 
     fn validate(&self) -> Result<()> {
         if !(1..=64).contains(&self.cpus) {

@@ -1,0 +1,302 @@
+//! VMs on the model store, with an agent that does its part at once.
+
+use super::*;
+use photon_reconcile::harness::Harness;
+use photon_resource::{Draft, Resource, Store};
+use serde_json::{Value, json};
+
+/// What PrismNET and the host's agent would do.
+struct Ports;
+struct Agent;
+struct Disks;
+
+#[async_trait]
+impl Reconcile for Ports {
+    type Kind = PortSpec;
+    fn name(&self) -> &'static str {
+        "test-ports"
+    }
+    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
+        let Some(p) = cx.get::<PortSpec>(key.project.as_ref(), &key.name)? else { return Ok(Next::Done) };
+        let mut tx = cx.store().begin();
+        if !p.is_wanted() {
+            tx.update(&p, |p| p.meta.finalizers.clear()).await?;
+        } else if p.status.address.is_none() {
+            tx.update(&p, |p| {
+                p.status.address = Some([10, 0, 0, 2].into());
+                p.status.phase = "active".into();
+            })
+            .await?;
+        } else {
+            return Ok(Next::Done);
+        }
+        tx.commit().await.map(|_| Next::Done)
+    }
+}
+
+#[async_trait]
+impl Reconcile for Agent {
+    type Kind = IncarnationSpec;
+    fn name(&self) -> &'static str {
+        "test-agent"
+    }
+    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
+        let Some(i) = cx.get::<IncarnationSpec>(key.project.as_ref(), &key.name)? else {
+            return Ok(Next::Done);
+        };
+        let phase = match i.spec.power {
+            Power::Running => Phase::Running,
+            Power::Paused => Phase::Paused,
+            Power::Stopped => Phase::Stopped,
+        };
+        let mut tx = cx.store().begin();
+        if !i.is_wanted() {
+            tx.update(&i, |i| i.meta.finalizers.clear()).await?;
+        } else if i.status.observed_generation != i.meta.generation {
+            tx.update(&i, |i| {
+                i.status.phase = phase;
+                i.status.observed_generation = i.meta.generation;
+            })
+            .await?;
+        } else {
+            return Ok(Next::Done);
+        }
+        tx.commit().await.map(|_| Next::Done)
+    }
+}
+
+#[async_trait]
+impl Reconcile for Disks {
+    type Kind = VmSpec;
+    fn name(&self) -> &'static str {
+        "test-disks"
+    }
+    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
+        let Some(v) = cx.get::<VmSpec>(key.project.as_ref(), &key.name)? else { return Ok(Next::Done) };
+        if v.is_wanted() || !v.has_finalizer(DISK_FINALIZER) || v.has_finalizer(VM_FINALIZER) {
+            return Ok(Next::Done);
+        }
+        let mut tx = cx.store().begin();
+        tx.update(&v, |v| v.meta.finalizers.retain(|f| f != DISK_FINALIZER)).await?;
+        tx.commit().await.map(|_| Next::Done)
+    }
+}
+
+fn harness() -> Harness {
+    Harness::new(photon_api::registry()).with(|| VmController).with(|| Ports).with(|| Agent).with(|| Disks)
+}
+
+fn name(s: &str) -> Name {
+    s.parse().expect("name")
+}
+
+async fn make(store: &Store, kind: &str, project: Option<&str>, called: &str, spec: Value, status: Value) {
+    let info = store.registry().kind(kind).expect("kind").clone();
+    let draft = Draft {
+        project: project.map(name),
+        name: name(called),
+        labels: Default::default(),
+        owner: None,
+        id: None,
+        spec,
+        status,
+    };
+    let mut tx = store.begin();
+    tx.create(&info, draft).await.expect("create");
+    tx.commit().await.expect("commit");
+}
+
+async fn world(s: &Store) {
+    make(s, "project", None, "p", json!({}), Value::Null).await;
+    make(s, "network", Some("p"), "n", json!({"cidr": "10.0.0.0/24"}), Value::Null).await;
+    make(s, "image", None, "tiny", json!({"format": "kernel"}), json!({"phase": "ready"})).await;
+    let host = json!({"phase": "ready", "cpus": 2, "memory": "8GiB"});
+    make(s, "host", None, "h1", json!({}), host).await;
+}
+
+fn spec() -> Value {
+    json!({"image": "tiny", "networks": [{"network": "n"}]})
+}
+
+async fn change(s: &Store, f: impl FnOnce(&mut Object<VmSpec>)) {
+    let vm = s.get::<VmSpec>(Some(&name("p")), &name("a")).await.expect("get").expect("there");
+    let mut tx = s.begin();
+    tx.update(&vm, f).await.expect("update");
+    tx.commit().await.expect("commit");
+}
+
+async fn vm(s: &Store) -> Object<VmSpec> {
+    s.get::<VmSpec>(Some(&name("p")), &name("a")).await.expect("get").expect("there")
+}
+
+#[tokio::test]
+async fn a_vm_comes_to_life() {
+    let s = harness()
+        .run(&|s| {
+            Box::pin(async move {
+                world(&s).await;
+                make(&s, "vm", Some("p"), "a", spec(), Value::Null).await;
+            })
+        })
+        .await
+        .expect("settles");
+    let v = vm(&s).await;
+    assert_eq!((v.status.phase, v.status.epoch, v.status.addresses.len()), (Phase::Running, 1, 1));
+    assert_eq!(v.status.host, Some(name("h1")));
+    assert_eq!(v.status.observed_generation, v.meta.generation);
+    let i = s.get::<IncarnationSpec>(Some(&name("p")), &name("a")).await.expect("get").expect("there");
+    assert_eq!(i.meta.owner.map(|o| o.id), Some(v.meta.id));
+}
+
+#[tokio::test]
+async fn what_is_missing_is_said() {
+    for (break_it, reason) in [("host", "NoHost"), ("image", "ImageNotReady"), ("memory", "NoHost")] {
+        let s = harness()
+            .run(&move |s| {
+                Box::pin(async move {
+                    make(&s, "project", None, "p", json!({}), Value::Null).await;
+                    let ready = if break_it == "image" { "pending" } else { "ready" };
+                    make(&s, "image", None, "tiny", json!({"format": "kernel"}), json!({"phase": ready}))
+                        .await;
+                    if break_it != "host" {
+                        let host = json!({"phase": "ready", "cpus": 2, "memory": "1GiB"});
+                        make(&s, "host", None, "h1", json!({}), host).await;
+                    }
+                    let big = if break_it == "memory" { "4GiB" } else { "64MiB" };
+                    make(&s, "vm", Some("p"), "a", json!({"image": "tiny", "memory": big}), Value::Null)
+                        .await;
+                })
+            })
+            .await
+            .expect("settles");
+        let v = vm(&s).await;
+        assert_eq!(
+            (v.status.phase, v.status.conditions[0].reason.as_str()),
+            (Phase::Pending, reason),
+            "{break_it}"
+        );
+        assert!(!v.status.conditions[0].message.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn crashes_during_creation_and_removal_leave_no_trace() {
+    let created = harness()
+        .crash_everywhere(&|s| {
+            Box::pin(async move {
+                world(&s).await;
+                make(&s, "vm", Some("p"), "a", spec(), Value::Null).await;
+            })
+        })
+        .await
+        .expect("same end state");
+    let removed = harness()
+        .crash_everywhere(&|s| {
+            Box::pin(async move {
+                let kv = s.kv().clone();
+                let s = Store::new(kv, s.registry().clone());
+                world(&s).await;
+                make(&s, "vm", Some("p"), "a", spec(), Value::Null).await;
+                let v = vm(&s).await;
+                let mut tx = s.begin();
+                let port =
+                    PortSpec { network: name("n"), address: None, hostname: None, host: Some(name("h1")) };
+                tx.create_child(&v, port_name(&name("a"), 0).expect("name"), &port).await.expect("port");
+                tx.commit().await.expect("commit");
+                change(&s, |v| v.meta.deleting = Some(wall())).await;
+            })
+        })
+        .await
+        .expect("same end state");
+    assert!(created >= 8 && removed >= 6, "{created} {removed}");
+}
+
+/// Runs to rest, changes something, runs to rest again.
+async fn then(first: Store, f: impl AsyncFnOnce(&Store)) -> Store {
+    f(&first).await;
+    let kv = first.kv().clone();
+    let store = Store::new(kv, first.registry().clone());
+    for _ in 0..40 {
+        let view = photon_reconcile::View::default();
+        for storage_kind in ["vm", "port", "incarnation"] {
+            let (tx, _rx) = tokio::sync::mpsc::unbounded_channel();
+            photon_reconcile::Feed::new(store.clone(), view.clone(), tx).fill().await.expect("fill");
+            for (storage, _) in view.list(&format!("{}{storage_kind}/", photon_resource::RESOURCE_PREFIX)) {
+                let (_, project, n) = photon_resource::parse_key(storage.as_bytes()).expect("key");
+                let cx = Context::new(view.clone(), store.clone());
+                let _ = match storage_kind {
+                    "vm" => {
+                        let _ =
+                            Disks.reconcile(&cx, &Key::new(VmSpec::KIND, project.clone(), n.clone())).await;
+                        VmController.reconcile(&cx, &Key::new(VmSpec::KIND, project, n)).await
+                    }
+                    "port" => Ports.reconcile(&cx, &Key::new(PortSpec::KIND, project, n)).await,
+                    _ => Agent.reconcile(&cx, &Key::new(IncarnationSpec::KIND, project, n)).await,
+                }; // races are solved by the next round
+            }
+        }
+    }
+    store
+}
+
+async fn running() -> Store {
+    harness()
+        .run(&|s| {
+            Box::pin(async move {
+                world(&s).await;
+                make(&s, "vm", Some("p"), "a", spec(), Value::Null).await;
+            })
+        })
+        .await
+        .expect("settles")
+}
+
+#[tokio::test]
+async fn stop_and_start_make_a_new_incarnation_with_a_greater_epoch() {
+    let s = then(running().await, async |s| change(s, |v| v.spec.power = Power::Stopped).await).await;
+    let v = vm(&s).await;
+    assert_eq!((v.status.phase, v.status.observed_generation), (Phase::Stopped, v.meta.generation));
+    assert!(s.get::<IncarnationSpec>(Some(&name("p")), &name("a")).await.expect("get").is_none());
+    let s = then(s, async |s| change(s, |v| v.spec.power = Power::Running).await).await;
+    let v = vm(&s).await;
+    assert_eq!((v.status.phase, v.status.epoch), (Phase::Running, 2));
+}
+
+async fn end(s: &Store, guest_shutdown: bool) {
+    let i = s.get::<IncarnationSpec>(Some(&name("p")), &name("a")).await.expect("get").expect("there");
+    let mut tx = s.begin();
+    tx.update(&i, |i| {
+        (i.status.ended, i.status.guest_shutdown, i.status.phase) = (true, guest_shutdown, Phase::Stopped);
+    })
+    .await
+    .expect("update");
+    tx.commit().await.expect("commit");
+}
+
+#[tokio::test]
+async fn a_guest_that_shuts_down_stays_off_and_one_that_dies_comes_back() {
+    let s = then(running().await, async |s| end(s, true).await).await;
+    let v = vm(&s).await;
+    assert_eq!((v.status.phase, v.spec.power), (Phase::Stopped, Power::Stopped));
+    let s = then(running().await, async |s| end(s, false).await).await;
+    let v = vm(&s).await;
+    assert_eq!((v.status.restarts, v.spec.power), (1, Power::Running));
+    assert!(matches!(v.status.phase, Phase::Pending | Phase::Running), "waits its pause or runs again");
+}
+
+#[tokio::test]
+async fn deletion_leaves_only_what_was_there_before() {
+    let s = then(running().await, async |s| change(s, |v| v.meta.deleting = Some(wall())).await).await;
+    assert!(s.get::<VmSpec>(Some(&name("p")), &name("a")).await.expect("get").is_none());
+    assert!(s.list_all::<PortSpec>(None).await.expect("list").is_empty());
+    assert!(s.list_all::<IncarnationSpec>(None).await.expect("list").is_empty());
+}
+
+#[test]
+fn child_names_fit_and_differ() {
+    let long = |c: char| name(&format!("{}{c}", "x".repeat(62)));
+    let (a, b) =
+        (child_name(&long('a'), "nic0").expect("name"), child_name(&long('b'), "nic0").expect("name"));
+    assert_ne!(a, b);
+    assert_eq!(child_name(&name("a"), "nic0").expect("name").as_str(), "a-nic0");
+}
