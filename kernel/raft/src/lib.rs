@@ -1,8 +1,31 @@
 //! Replicated state machines: many Raft groups in one loop over one log.
 //!
 //! A [`Machine`] is what a group replicates; a [`Group`] is the handle through which the rest of the
-//! program proposes commands and waits for reads to be linearizable.
+//! program proposes commands and waits for reads to be linearizable; a [`Store`] runs all groups of
+//! a node.
+//!
+//! Rooms, from the inside out: [`codec`] (our bytes for entries and messages), [`log`] (one log, one
+//! sync per turn), [`core`] (the driver around the `raft` crate, pure), [`Store`] and [`Group`] (the
+//! threads and the handle).
+//!
+//! Invariants: nothing is acknowledged, voted or applied before it is durable; a machine is never
+//! ahead of its log; damage to synced data is an error, never a shorter log; after a failed write or
+//! sync the store stops. Every queue is bounded: proposals by bytes in flight, messages and reads by
+//! number, work for machines by bytes.
 
+mod applier;
+mod bug;
+pub mod codec;
+pub mod core;
+mod group;
+mod inbox;
+pub mod log;
 mod machine;
+mod store;
+mod types;
 
+pub use self::core::{GroupStatus, Role};
+pub use group::Group;
 pub use machine::{Command, Machine, MachineError, Position};
+pub use store::{NoTransport, Store, StoreConfig, Transport};
+pub use types::{GroupId, NodeId, ProposeError, StoreError};

@@ -48,7 +48,9 @@ pub trait Machine: Send + 'static {
 
     /// The whole state at `applied()`, as chunks of at most 1 MiB, consistent although `apply` goes
     /// on meanwhile.
-    fn snapshot(&self) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError>;
+    fn snapshot(
+        &self,
+    ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError>;
 
     /// Replaces the whole state by a snapshot taken at `at`; durable on return. A crash within leaves
     /// a state that `applied()` reports as `Position::default()`, or the old one, or the new one.

@@ -63,7 +63,10 @@ pub trait DiskFile: Send + Sync + 'static {
 pub fn read_all(file: &dyn DiskFile, limit: u64) -> io::Result<Vec<u8>> {
     let len = file.len()?;
     if len > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{len} bytes, at most {limit} are read")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{len} bytes, at most {limit} are read"),
+        ));
     }
     let mut out = vec![0; len as usize];
     read_exact_at(file, 0, &mut out)?;
@@ -105,7 +108,10 @@ impl RealDisk {
     /// Names are the kernel's own, never a user's: a separator in one is a defect of ours.
     fn path(&self, name: &str) -> io::Result<PathBuf> {
         if name.is_empty() || name.contains('/') || name == "." || name == ".." {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not a plain file name")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{name:?} is not a plain file name"),
+            ));
         }
         Ok(self.dir.join(name))
     }

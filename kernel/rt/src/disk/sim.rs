@@ -152,7 +152,9 @@ impl State {
     /// Refuses growth by `more` bytes on a full disk.
     fn room(&self, more: u64) -> io::Result<()> {
         match self.capacity {
-            Some(capacity) if more > 0 && self.used() + more > capacity => Err(io::ErrorKind::StorageFull.into()),
+            Some(capacity) if more > 0 && self.used() + more > capacity => {
+                Err(io::ErrorKind::StorageFull.into())
+            }
             _ => Ok(()),
         }
     }

@@ -1,0 +1,548 @@
+//! One group in the driver: the Raft state machine of the `raft` crate, those who wait, and how far
+//! the state machine has come.
+
+use super::{
+    Committed, CoreConfig, GroupStatus, Output, Role, snapshot,
+    storage::{GroupStorage, SharedLog, SnapshotSlot},
+};
+use crate::{
+    Command, GroupId, NodeId, Position, ProposeError, StoreError,
+    bug::{Bug, Bugs},
+    codec,
+    log::Log,
+};
+use bytes::Bytes;
+use raft::{
+    Config, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole,
+    eraftpb::{Entry, Message, MessageType},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Mutex,
+};
+
+/// Marks entries that hold a command; a leader's own empty entries have no mark.
+const COMMAND: &[u8] = b"c";
+
+/// A proposal in the log, waiting to be committed.
+struct Waiting {
+    at: Position,
+    proposal: u64,
+    since: u64,
+}
+
+/// Reads that share one quorum round.
+struct Reads {
+    numbers: Vec<u64>,
+    since: u64,
+    /// Tick at which a round was begun, and its context.
+    asked: Option<(u64, Vec<u8>)>,
+}
+
+pub(super) struct Group {
+    id: GroupId,
+    me: u64,
+    pub(super) raft: RawNode<GroupStorage>,
+    /// Proposed in this turn.
+    queued: Vec<(u64, Bytes)>,
+    waiting: VecDeque<Waiting>,
+    reads: VecDeque<Reads>,
+    reads_ready: VecDeque<(u64, Vec<u64>)>,
+    next_read: u64,
+    incarnation: u64,
+    /// Last index given to the state machine, last index it reported, bytes between.
+    handed: u64,
+    applied: u64,
+    applying_bytes: usize,
+    committed: u64,
+    written_at_checkpoint: u64,
+    checkpoint_asked: bool,
+    snapshot_asked: bool,
+    /// Peers to whom a snapshot is under way, since when.
+    snapshots_sent: BTreeMap<u64, u64>,
+    told: GroupStatus,
+}
+
+impl Group {
+    pub(super) fn open(
+        config: &CoreConfig,
+        shared: &SharedLog,
+        id: GroupId,
+        machine: Position,
+        out: &mut dyn FnMut(Output),
+    ) -> Result<Group, StoreError> {
+        let log = shared.lock();
+        let (start, last) = (log.start(id)?, log.last_index(id)?);
+        let (_, conf) = log.state(id)?;
+        let mut from = machine;
+        if machine.index < start.index {
+            if !snapshot::exists(&**log.disk(), id, start) {
+                return Err(StoreError::Damaged(format!(
+                    "{id}: the state machine holds {}, but the log begins after {}",
+                    machine.index, start.index
+                )));
+            }
+            out(Output::Restore { group: id, position: start });
+            from = start;
+        } else {
+            let term = log.term(id, machine.index)?;
+            if term != Some(machine.term) {
+                return Err(StoreError::Damaged(format!(
+                    "{id}: the state machine holds entry {} of term {}, but the log ({}..={last}) has {}",
+                    machine.index,
+                    machine.term,
+                    start.index + 1,
+                    term.map_or("none".into(), |t| format!("term {t}"))
+                )));
+            }
+            snapshot::discard(&**log.disk(), id, u64::MAX);
+        }
+        drop(log);
+        let single = conf.voters == [config.node.0] && conf.voters_outgoing.is_empty();
+        let raft_config = Config {
+            id: config.node.0,
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            applied: from.index,
+            max_size_per_msg: config.max_message_bytes,
+            max_inflight_msgs: 256,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: ReadOnlyOption::Safe,
+            batch_append: true,
+            max_uncommitted_size: config.max_uncommitted_bytes.max(config.max_message_bytes),
+            max_committed_size_per_ready: config.max_message_bytes,
+            ..Config::default()
+        };
+        let storage = GroupStorage {
+            log: shared.clone(),
+            group: id,
+            applied: from.index,
+            snapshot: Mutex::new(SnapshotSlot::default()),
+        };
+        // The crate logs every message at levels we have no use for; what matters we trace ourselves.
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let mut raft = RawNode::new(&raft_config, storage, &logger)?;
+        if single {
+            raft.campaign()?;
+        }
+        Ok(Group {
+            id,
+            me: config.node.0,
+            raft,
+            queued: Vec::new(),
+            waiting: VecDeque::new(),
+            reads: VecDeque::new(),
+            reads_ready: VecDeque::new(),
+            next_read: 0,
+            incarnation: 0,
+            handed: from.index,
+            applied: from.index,
+            applying_bytes: 0,
+            committed: from.index,
+            written_at_checkpoint: 0,
+            checkpoint_asked: false,
+            snapshot_asked: false,
+            snapshots_sent: BTreeMap::new(),
+            told: GroupStatus::default(),
+        })
+    }
+
+    fn alone(&self) -> bool {
+        self.raft.raft.prs().is_singleton() && self.raft.raft.promotable()
+    }
+
+    pub(super) fn needs_ticks(&self) -> bool {
+        !self.alone() || !self.waiting.is_empty() || !self.reads.is_empty()
+    }
+
+    pub(super) fn is_backlogged(&self) -> bool {
+        self.handed < self.committed
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        Some(self.raft.raft.leader_id).filter(|id| *id != 0).map(NodeId)
+    }
+
+    pub(super) fn status(&self) -> GroupStatus {
+        let r = &self.raft.raft;
+        GroupStatus {
+            role: match r.state {
+                StateRole::Follower => Role::Follower,
+                StateRole::PreCandidate => Role::PreCandidate,
+                StateRole::Candidate => Role::Candidate,
+                StateRole::Leader => Role::Leader,
+            },
+            term: r.term,
+            leader: self.leader(),
+            commit: r.raft_log.committed,
+            applied: self.applied,
+            last_index: r.raft_log.last_index(),
+            start: self.raft.store().log.lock().start(self.id).unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn tell_status(&mut self, out: &mut dyn FnMut(Output)) {
+        let status = self.status();
+        if status != self.told {
+            if (status.role, status.leader) != (self.told.role, self.told.leader) {
+                tracing::info!(group = self.id.0, role = ?status.role, term = status.term, leader = ?status.leader.map(|l| l.0), "role");
+            }
+            self.told = status;
+            out(Output::Status { group: self.id, status });
+        }
+    }
+
+    pub(super) fn on_tick(&mut self, tick: u64, config: &CoreConfig, out: &mut dyn FnMut(Output)) {
+        if !self.alone() {
+            // The crate draws timeouts from a generator of its own, which no seed reaches. A mixture of
+            // node, group and term is as good and can be replayed.
+            let mix = photon_rt::entropy::Rng::new(
+                self.me ^ self.id.0.rotate_left(17) ^ (self.raft.raft.term << 32),
+            )
+            .below(config.election_ticks as u64);
+            self.raft.raft.set_randomized_election_timeout(config.election_ticks + mix as usize);
+            self.raft.tick();
+        }
+        let expired = |since: u64| tick.saturating_sub(since) > config.wait_ticks;
+        while self.waiting.front().is_some_and(|w| expired(w.since)) {
+            let w = self.waiting.pop_front().expect("checked");
+            let error = ProposeError::Unknown("no quorum confirmed it in time".into());
+            out(Output::Failed { group: self.id, proposal: w.proposal, error });
+        }
+        while self.reads.front().is_some_and(|r| expired(r.since)) {
+            for read in self.reads.pop_front().expect("checked").numbers {
+                let error = ProposeError::NotLeader { leader: self.leader() };
+                out(Output::Failed { group: self.id, proposal: read, error });
+            }
+        }
+        let timeout = 4 * config.election_ticks as u64;
+        let prs = self.raft.raft.prs();
+        self.snapshots_sent
+            .retain(|to, _| prs.get(*to).is_some_and(|p| p.state == raft::ProgressState::Snapshot));
+        let late: Vec<u64> = self
+            .snapshots_sent
+            .iter()
+            .filter(|(_, since)| tick - **since > timeout)
+            .map(|(to, _)| *to)
+            .collect();
+        for to in late {
+            // Lost on the way: otherwise the leader would wait for ever.
+            self.snapshots_sent.remove(&to);
+            self.raft.report_snapshot(to, SnapshotStatus::Failure);
+        }
+        let mut slot = self.raft.store().slot();
+        if slot.ready.is_some() && self.snapshots_sent.is_empty() && tick.saturating_sub(slot.used) > timeout
+        {
+            slot.ready = None;
+        }
+    }
+
+    pub(super) fn on_message(&mut self, message: Message) {
+        if message.to != self.me {
+            return;
+        }
+        // An error says that the message is of no use now (an unknown sender, no leader): as if lost.
+        if let Err(e) = self.raft.step(message) {
+            tracing::debug!(group = self.id.0, error = %e, "message dropped");
+        }
+    }
+
+    pub(super) fn queue(&mut self, proposal: u64, data: Bytes) {
+        self.queued.push((proposal, data));
+    }
+
+    /// Proposes what came in this turn, all at once.
+    pub(super) fn flush(&mut self, tick: u64, config: &CoreConfig, out: &mut dyn FnMut(Output)) {
+        if self.queued.is_empty() {
+            return;
+        }
+        let mut queued = std::mem::take(&mut self.queued).into_iter().peekable();
+        while queued.peek().is_some() {
+            let (mut numbers, mut bytes) = (Vec::new(), 0);
+            let mut m = Message { from: self.me, ..Message::default() };
+            m.set_msg_type(MessageType::MsgPropose);
+            while let Some((proposal, data)) =
+                queued.next_if(|(_, d)| bytes == 0 || bytes + d.len() as u64 <= config.max_message_bytes)
+            {
+                bytes += data.len() as u64 + 1;
+                numbers.push(proposal);
+                m.mut_entries().push(Entry {
+                    data,
+                    context: Bytes::from_static(COMMAND),
+                    ..Entry::default()
+                });
+            }
+            let first = self.raft.raft.raft_log.last_index() + 1;
+            let error = if self.raft.raft.state != StateRole::Leader {
+                Some(ProposeError::NotLeader { leader: self.leader() })
+            } else {
+                match self.raft.step(m) {
+                    Ok(()) => None,
+                    Err(raft::Error::ProposalDropped) => Some(ProposeError::Overloaded),
+                    Err(e) => Some(ProposeError::Unknown(e.to_string())),
+                }
+            };
+            for (i, proposal) in numbers.into_iter().enumerate() {
+                match &error {
+                    Some(error) => out(Output::Failed { group: self.id, proposal, error: error.clone() }),
+                    None => {
+                        let at = Position { index: first + i as u64, term: self.raft.raft.term };
+                        self.waiting.push_back(Waiting { at, proposal, since: tick });
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_read(&mut self, read: u64, tick: u64, incarnation: u64) {
+        self.incarnation = incarnation;
+        match self.reads.back_mut() {
+            // A round that has not begun covers everybody who waits by then.
+            Some(r) if r.asked.is_none() => r.numbers.push(read),
+            _ => self.reads.push_back(Reads { numbers: vec![read], since: tick, asked: None }),
+        }
+    }
+
+    /// Begins quorum rounds for waiting reads when they can succeed, again when one got lost.
+    pub(super) fn issue_reads(&mut self, tick: u64, patience: u64, bugs: Bugs) {
+        let leads = self.raft.raft.state == StateRole::Leader;
+        let possible =
+            if leads { self.raft.raft.commit_to_current_term() } else { self.raft.raft.leader_id != 0 };
+        if bugs.on(Bug::StaleRead) {
+            for r in self.reads.drain(..) {
+                self.reads_ready.push_back((self.raft.raft.raft_log.committed, r.numbers));
+            }
+            return;
+        }
+        if !possible {
+            return;
+        }
+        for i in 0..self.reads.len() {
+            let r = &mut self.reads[i];
+            if r.asked.as_ref().is_some_and(|(since, _)| tick - since <= patience) {
+                continue;
+            }
+            self.next_read += 1;
+            let context: Vec<u8> =
+                [self.me, self.incarnation, self.next_read].iter().flat_map(|v| v.to_le_bytes()).collect();
+            r.asked = Some((tick, context.clone()));
+            self.raft.read_index(context);
+        }
+    }
+
+    pub(super) fn reads_ready(&mut self, states: Vec<ReadState>) {
+        for s in states {
+            let of = |r: &Reads| r.asked.as_ref().is_some_and(|(_, c)| *c == s.request_ctx);
+            if let Some(i) = self.reads.iter().position(of)
+                && let Some(r) = self.reads.remove(i)
+            {
+                self.reads_ready.push_back((s.index, r.numbers));
+            }
+        }
+    }
+
+    pub(super) fn on_applied(&mut self, position: Position, bytes: usize) {
+        self.applying_bytes = self.applying_bytes.saturating_sub(bytes);
+        self.applied = self.applied.max(position.index);
+        let log = &self.raft.raft.raft_log;
+        if position.index > log.applied && position.index <= log.committed.min(log.persisted) {
+            self.raft.advance_apply_to(position.index);
+        }
+    }
+
+    /// Index up to which the log may be purged.
+    pub(super) fn on_checkpoint(
+        &mut self,
+        position: Position,
+        config: &CoreConfig,
+        bugs: Bugs,
+    ) -> Option<u64> {
+        self.checkpoint_asked = false;
+        let mut index = position.index;
+        if bugs.on(Bug::PurgeBeyondCheckpoint) {
+            index = self.applied;
+        }
+        if !self.alone() {
+            index = index.saturating_sub(config.retain_entries);
+        }
+        let storage = self.raft.store();
+        if let Some(s) = &storage.slot().ready {
+            // Whoever installs this snapshot goes on from there.
+            index = index.min(s.get_metadata().index);
+        }
+        let start = storage.log.lock().start(self.id).ok()?;
+        (index > start.index).then_some(index)
+    }
+
+    pub(super) fn on_snapshot(
+        &mut self,
+        position: Position,
+        data: Bytes,
+        tick: u64,
+    ) -> Result<(), StoreError> {
+        self.snapshot_asked = false;
+        if position.index == 0 {
+            return Ok(());
+        }
+        self.raft.store().offer(position, data, tick)
+    }
+
+    pub(super) fn transfer(&mut self, to: NodeId) {
+        self.raft.transfer_leader(to.0);
+    }
+
+    pub(super) fn unreachable(&mut self, node: NodeId) {
+        self.raft.report_unreachable(node.0);
+    }
+
+    /// The log now begins after a received snapshot.
+    pub(super) fn installed(&mut self, at: Position, out: &mut dyn FnMut(Output)) {
+        // At once, not when the machine has it: the crate reads all unapplied entries when it
+        // campaigns, and those before the snapshot are gone.
+        self.raft.advance_apply_to(at.index);
+        (self.handed, self.committed) = (at.index, self.committed.max(at.index));
+        while self.waiting.front().is_some_and(|w| w.at.index <= at.index) {
+            let w = self.waiting.pop_front().expect("checked");
+            let error = ProposeError::Unknown("this node fell behind and took a snapshot".into());
+            out(Output::Failed { group: self.id, proposal: w.proposal, error });
+        }
+        out(Output::Restore { group: self.id, position: at });
+    }
+
+    pub(super) fn send(
+        &mut self,
+        messages: Vec<Message>,
+        tick: u64,
+        bugs: Bugs,
+        out: &mut dyn FnMut(Output),
+    ) {
+        for mut m in messages {
+            if m.get_msg_type() == MessageType::MsgSnapshot {
+                self.snapshots_sent.insert(m.to, tick);
+                self.raft.store().slot().used = tick;
+            }
+            if bugs.on(Bug::CodecLosesReject) {
+                m.reject = false;
+            }
+            if bugs.on(Bug::CodecLosesContext) {
+                m.context = Bytes::new();
+            }
+            let mut bytes = Vec::new();
+            match codec::encode_message(&mut bytes, &m) {
+                Ok(()) => out(Output::Send { to: NodeId(m.to), group: self.id, message: bytes.into() }),
+                Err(e) => tracing::error!(group = self.id.0, error = %e, "cannot encode a message"),
+            }
+        }
+    }
+
+    /// Gives committed entries to the state machine, as many as it may hold. `ready` are those that
+    /// the crate just returned; when they do not continue what was handed over, the log is read.
+    pub(super) fn hand_over(
+        &mut self,
+        log: &SharedLog,
+        ready: Vec<Entry>,
+        config: &CoreConfig,
+        bugs: Bugs,
+        out: &mut dyn FnMut(Output),
+    ) -> Result<(), StoreError> {
+        if let Some(e) = ready.last() {
+            self.committed = self.committed.max(e.index);
+        }
+        if bugs.on(Bug::ApplyBeforeCommit) {
+            self.committed = self.committed.max(log.lock().last_index(self.id)?);
+        }
+        let mut ready = Some(ready).filter(|r| r.first().is_some_and(|e| e.index == self.handed + 1));
+        while self.handed < self.committed && self.applying_bytes < config.max_applying_bytes {
+            let entries = match ready.take() {
+                Some(entries) => entries,
+                None => log.lock().entries(
+                    self.id,
+                    self.handed + 1,
+                    self.committed + 1,
+                    config.max_message_bytes,
+                )?,
+            };
+            self.apply(entries, out);
+        }
+        while self.reads_ready.front().is_some_and(|(index, _)| *index <= self.handed) {
+            for read in self.reads_ready.pop_front().expect("checked").1 {
+                out(Output::ReadReady { group: self.id, read });
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, entries: Vec<Entry>, out: &mut dyn FnMut(Output)) {
+        let mut bytes = 0;
+        let mut position = Position::default();
+        let mut commands = Vec::with_capacity(entries.len());
+        for e in entries {
+            position = Position { index: e.index, term: e.term };
+            self.handed = e.index;
+            // Also where nobody waits: another leader's entry at this place ends the wait.
+            let proposal = self.answered(position, out);
+            if !e.context.is_empty() {
+                bytes += e.data.len() + 32;
+                commands.push(Committed { command: Command { position, data: e.data }, proposal });
+            }
+        }
+        self.applying_bytes += bytes;
+        out(Output::Apply { group: self.id, commands, position, bytes });
+    }
+
+    /// The proposal that waits for the entry at `at`. Those that waited for another entry at this
+    /// place have lost it for good: it is committed with other content.
+    fn answered(&mut self, at: Position, out: &mut dyn FnMut(Output)) -> Option<u64> {
+        while let Some(w) = self.waiting.front()
+            && w.at.index <= at.index
+        {
+            let w = self.waiting.pop_front().expect("checked");
+            if w.at == at {
+                return Some(w.proposal);
+            }
+            let error = ProposeError::NotLeader { leader: self.leader() };
+            out(Output::Failed { group: self.id, proposal: w.proposal, error });
+        }
+        None
+    }
+
+    /// Only for [`Bug::ReplyBeforeCommit`]: says that proposals are done while they are not.
+    pub(super) fn reply_early(&mut self, out: &mut dyn FnMut(Output)) {
+        for w in self.waiting.drain(..) {
+            out(Output::ReadReady { group: self.id, read: w.proposal });
+        }
+    }
+
+    /// Asks for what the log needs from the state machine.
+    pub(super) fn ask(&mut self, log: &Log, config: &CoreConfig, out: &mut dyn FnMut(Output)) {
+        let wanted = std::mem::take(&mut self.raft.store().slot().wanted);
+        if wanted && !self.snapshot_asked {
+            self.snapshot_asked = true;
+            out(Output::TakeSnapshot { group: self.id });
+        }
+        let written = log.written(self.id);
+        // A group that holds back old segments for the others is asked too.
+        let pins = log.bytes() > 4 * config.checkpoint_bytes && log.pinning().contains(&self.id);
+        if !self.checkpoint_asked
+            && (written - self.written_at_checkpoint > config.checkpoint_bytes
+                || pins && written > self.written_at_checkpoint)
+        {
+            self.checkpoint_asked = true;
+            self.written_at_checkpoint = written;
+            out(Output::Checkpoint { group: self.id });
+        }
+    }
+
+    /// Tells all who wait that the group has stopped.
+    pub(super) fn stop(&mut self, why: &str, out: &mut dyn FnMut(Output)) {
+        let error = ProposeError::Stopped(why.to_string());
+        let waiting = self.waiting.drain(..).map(|w| w.proposal);
+        let queued = self.queued.drain(..).map(|(p, _)| p);
+        let reads = self.reads.drain(..).flat_map(|r| r.numbers);
+        let ready = self.reads_ready.drain(..).flat_map(|(_, numbers)| numbers);
+        for proposal in waiting.chain(queued).chain(reads).chain(ready) {
+            out(Output::Failed { group: self.id, proposal, error: error.clone() });
+        }
+    }
+}

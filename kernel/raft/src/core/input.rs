@@ -1,0 +1,214 @@
+//! What goes into the driver and what comes out.
+
+use crate::{Command, GroupId, NodeId, Position, ProposeError};
+use bytes::Bytes;
+use raft::eraftpb::Message;
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Input {
+    /// Time went on.
+    Tick,
+    /// A peer's message, decoded.
+    Message {
+        /// Its group.
+        group: GroupId,
+        /// What it says.
+        message: Message,
+    },
+    /// A command to replicate.
+    Propose {
+        /// Where.
+        group: GroupId,
+        /// The caller's number for it, unique on this node.
+        proposal: u64,
+        /// The command.
+        data: Bytes,
+    },
+    /// Somebody waits for a linearizable point.
+    Read {
+        /// Where.
+        group: GroupId,
+        /// The caller's number for it, from the same row as proposals.
+        read: u64,
+    },
+    /// The state machine has applied what it was handed up to here.
+    Applied {
+        /// Which.
+        group: GroupId,
+        /// How far.
+        position: Position,
+        /// Bytes of [`Output::Apply`] done since the last report.
+        bytes: usize,
+    },
+    /// The state up to here is durable.
+    Checkpointed {
+        /// Whose.
+        group: GroupId,
+        /// How far.
+        position: Position,
+    },
+    /// The snapshot that was asked for.
+    Snapshot {
+        /// Whose.
+        group: GroupId,
+        /// What it reflects.
+        position: Position,
+        /// Its chunks, joined.
+        data: Bytes,
+    },
+    /// A received snapshot is installed.
+    Restored {
+        /// Where.
+        group: GroupId,
+        /// What it reflects.
+        position: Position,
+    },
+    /// Hand leadership over.
+    Transfer {
+        /// Of which group.
+        group: GroupId,
+        /// To whom.
+        to: NodeId,
+    },
+    /// A peer could not be reached.
+    Unreachable {
+        /// Which group wanted to.
+        group: GroupId,
+        /// The peer.
+        node: NodeId,
+    },
+    /// The group must not go on here, for example because its machine failed.
+    Stop {
+        /// Which.
+        group: GroupId,
+        /// The reason, told to all who wait.
+        why: String,
+    },
+}
+
+impl Input {
+    pub(super) fn group(&self) -> Option<GroupId> {
+        match self {
+            Input::Tick => None,
+            Input::Message { group, .. }
+            | Input::Propose { group, .. }
+            | Input::Read { group, .. }
+            | Input::Applied { group, .. }
+            | Input::Checkpointed { group, .. }
+            | Input::Snapshot { group, .. }
+            | Input::Restored { group, .. }
+            | Input::Transfer { group, .. }
+            | Input::Unreachable { group, .. }
+            | Input::Stop { group, .. } => Some(*group),
+        }
+    }
+}
+
+/// A committed command and who waits for it on this node.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// The command.
+    pub command: Command,
+    /// The proposal's number, if it was made here.
+    pub proposal: Option<u64>,
+}
+
+/// Something to do. Those for the state machine (`Apply`, `Restore`, `ReadReady`, `Checkpoint`,
+/// `TakeSnapshot`) must be done in the order in which they come.
+#[derive(Debug)]
+pub enum Output {
+    /// Send to a peer; may be lost.
+    Send {
+        /// The peer.
+        to: NodeId,
+        /// Its group.
+        group: GroupId,
+        /// The encoded message.
+        message: Bytes,
+    },
+    /// Apply.
+    Apply {
+        /// Where.
+        group: GroupId,
+        /// What, in order. May be empty: then only the position moves.
+        commands: Vec<Committed>,
+        /// Position reached with it.
+        position: Position,
+        /// To be given back in [`Input::Applied`].
+        bytes: usize,
+    },
+    /// Replace the state by the saved snapshot ([`crate::core`] `load`).
+    Restore {
+        /// Where.
+        group: GroupId,
+        /// What it reflects.
+        position: Position,
+    },
+    /// A waiting read may go on once everything before this was done.
+    ReadReady {
+        /// Where.
+        group: GroupId,
+        /// Its number.
+        read: u64,
+    },
+    /// Make the state durable and report it.
+    Checkpoint {
+        /// Whose.
+        group: GroupId,
+    },
+    /// Make a snapshot and report it.
+    TakeSnapshot {
+        /// Whose.
+        group: GroupId,
+    },
+    /// A proposal or read that will not be answered.
+    Failed {
+        /// Where.
+        group: GroupId,
+        /// Its number.
+        proposal: u64,
+        /// Why.
+        error: ProposeError,
+    },
+    /// The group's state changed.
+    Status {
+        /// Which.
+        group: GroupId,
+        /// Now.
+        status: GroupStatus,
+    },
+}
+
+/// What a node is in a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Follows, or looks for somebody to follow.
+    #[default]
+    Follower,
+    /// Asks whether it would win an election.
+    PreCandidate,
+    /// Stands for election.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// State of a group on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// What this node is.
+    pub role: Role,
+    /// Current term.
+    pub term: u64,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Greatest index known to be committed.
+    pub commit: u64,
+    /// Greatest index applied here.
+    pub applied: u64,
+    /// Greatest index in the log.
+    pub last_index: u64,
+    /// Position before the first entry of the log.
+    pub start: Position,
+}

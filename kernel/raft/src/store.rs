@@ -1,0 +1,478 @@
+//! The real runtime around the driver: one thread that drives all groups of a node and writes the
+//! log, and one that applies, so that the next sync overlaps with applying.
+//!
+//! Nobody waits for more than one sync that was under way: the log thread takes everything that has
+//! come meanwhile as its next turn. An idle store of single-member groups sleeps without a timer.
+
+use crate::{
+    GroupId, Machine, NodeId, Position, ProposeError, StoreError,
+    applier::Applier,
+    bug::Bugs,
+    codec,
+    core::{Committed, Core, CoreConfig, GroupStatus, Input, Output, load},
+    group::{Group, Member, Shared},
+    inbox::Inbox,
+    log::{Log, LogConfig},
+};
+use bytes::Bytes;
+use photon_rt::{disk::Disk, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tokio::sync::oneshot;
+
+/// How a store runs.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Sizes of the log.
+    pub log: LogConfig,
+    /// Limits and times of the driver.
+    pub core: CoreConfig,
+    /// Length of a tick.
+    pub tick: Duration,
+    /// Most bytes of proposals of one group that are not answered yet.
+    pub inflight_bytes: usize,
+    /// Most messages of peers that wait to be looked at; more are dropped.
+    pub inbox_messages: usize,
+}
+
+impl StoreConfig {
+    /// The defaults for `node`.
+    pub fn new(node: NodeId) -> Self {
+        StoreConfig {
+            node,
+            log: LogConfig::default(),
+            core: CoreConfig::new(node),
+            tick: Duration::from_millis(100),
+            inflight_bytes: 64 << 20,
+            inbox_messages: 16 << 10,
+        }
+    }
+}
+
+/// Takes messages to peers. Called on the log's thread: it must not block, and may drop.
+pub trait Transport: Send + 'static {
+    /// Sends to `to`, which gives it to its own store by [`Store::deliver`].
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes);
+}
+
+/// The transport of a cluster of one.
+#[derive(Clone, Copy, Debug)]
+pub struct NoTransport;
+
+impl Transport for NoTransport {
+    fn send(&mut self, _to: NodeId, _group: GroupId, _message: Bytes) {}
+}
+
+/// What the log thread is told.
+pub(crate) enum Ask {
+    Input(Input),
+    Attach {
+        id: GroupId,
+        members: Vec<NodeId>,
+        applied: Position,
+        machine: Box<dyn Applies>,
+        member: Arc<dyn Member>,
+        done: oneshot::Sender<Result<(), StoreError>>,
+    },
+    Remove {
+        id: GroupId,
+        done: oneshot::Sender<Result<(), StoreError>>,
+    },
+    Shutdown,
+    /// The apply thread has ended; nothing of it follows.
+    Applied,
+}
+
+/// What the apply thread is told, in order.
+enum Job {
+    Attach {
+        id: GroupId,
+        machine: Box<dyn Applies>,
+    },
+    Detach {
+        id: GroupId,
+    },
+    Do(Output),
+    /// Checkpoint every machine and end.
+    Finish,
+}
+
+/// A state machine of any type, with those who wait for its replies.
+pub(crate) trait Applies: Send {
+    fn apply(
+        &mut self,
+        commands: Vec<Committed>,
+        position: Position,
+    ) -> Result<Position, crate::MachineError>;
+    fn checkpoint(&mut self) -> Result<Position, crate::MachineError>;
+    fn snapshot(&self) -> Result<(Position, Bytes), crate::MachineError>;
+    fn restore(&mut self, at: Position, data: Bytes) -> Result<(), crate::MachineError>;
+    fn read_ready(&self, read: u64);
+}
+
+struct Typed<M: Machine> {
+    applier: Applier<M>,
+    shared: Arc<Shared<M>>,
+}
+
+impl<M: Machine> Applies for Typed<M> {
+    fn apply(
+        &mut self,
+        commands: Vec<Committed>,
+        position: Position,
+    ) -> Result<Position, crate::MachineError> {
+        for (proposal, reply) in self.applier.apply(commands, position)? {
+            self.shared.reply(proposal, reply);
+        }
+        Ok(self.applier.at())
+    }
+
+    fn checkpoint(&mut self) -> Result<Position, crate::MachineError> {
+        self.applier.checkpoint()
+    }
+
+    fn snapshot(&self) -> Result<(Position, Bytes), crate::MachineError> {
+        self.applier.snapshot()
+    }
+
+    fn restore(&mut self, at: Position, data: Bytes) -> Result<(), crate::MachineError> {
+        self.applier.restore(at, data)
+    }
+
+    fn read_ready(&self, read: u64) {
+        self.shared.read_ready(read);
+    }
+}
+
+pub(crate) struct Inner {
+    pub(crate) inbox: Inbox<Ask>,
+    jobs: Inbox<Job>,
+    disk: Arc<dyn Disk>,
+    members: Mutex<BTreeMap<GroupId, Arc<dyn Member>>>,
+    /// The log thread wants to hear at once how far applying came.
+    backlogged: AtomicBool,
+    stopped: Mutex<Option<String>>,
+    ended: tokio::sync::watch::Sender<bool>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    fn member(&self, id: GroupId) -> Option<Arc<dyn Member>> {
+        lock(&self.members).get(&id).cloned()
+    }
+
+    /// Why the store stopped.
+    pub(crate) fn reason(&self) -> String {
+        lock(&self.stopped).clone().unwrap_or_else(|| "it was shut down".into())
+    }
+
+    fn end(&self, why: &str) {
+        lock(&self.stopped).get_or_insert_with(|| why.to_string());
+        self.inbox.close();
+        self.jobs.close();
+        for member in lock(&self.members).values() {
+            member.stopped(why);
+        }
+        self.ended.send_replace(true);
+    }
+}
+
+/// All groups of a node, over one log. Dropping it without [`Store::shutdown`] stops it as a crash
+/// would: safely, without checkpoints.
+pub struct Store {
+    config: StoreConfig,
+    inner: Arc<Inner>,
+}
+
+impl Store {
+    /// Opens (or begins) the log in `disk` and starts the threads. Blocks while the log is replayed.
+    pub fn open(
+        config: StoreConfig,
+        disk: Arc<dyn Disk>,
+        transport: impl Transport,
+    ) -> Result<Store, StoreError> {
+        let log = Log::open(disk.clone(), config.log)?;
+        let core_config = CoreConfig { node: config.node, ..config.core.clone() };
+        let core = Core::new(core_config, log);
+        let inner = Arc::new(Inner {
+            inbox: Inbox::new(config.inbox_messages),
+            jobs: Inbox::new(usize::MAX),
+            disk,
+            members: Mutex::new(BTreeMap::new()),
+            backlogged: AtomicBool::new(false),
+            stopped: Mutex::new(None),
+            ended: tokio::sync::watch::Sender::new(false),
+        });
+        let (log_side, apply_side) = (inner.clone(), inner.clone());
+        let tick = config.tick;
+        photon_rt::task::thread("raft-apply", move || {
+            let why = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply_loop(&apply_side)));
+            if why.is_err() {
+                apply_side.end("the apply thread panicked");
+            }
+            let _ = apply_side.inbox.push(Ask::Applied);
+        })
+        .map_err(StoreError::io("start the apply thread"))?;
+        photon_rt::task::thread("raft-log", move || {
+            let run = std::panic::AssertUnwindSafe(|| log_loop(core, &log_side, transport, tick));
+            let why = match std::panic::catch_unwind(run) {
+                Ok(Ok(())) => "it was shut down".to_string(),
+                Ok(Err(e)) => e.to_string(),
+                Err(_) => "the log thread panicked".to_string(),
+            };
+            tracing::info!(why, "raft store ended");
+            log_side.end(&why);
+        })
+        .map_err(StoreError::io("start the log thread"))?;
+        Ok(Store { config, inner })
+    }
+
+    /// Starts a group. If the log does not know it, it is created with `members` (this node must be
+    /// one); otherwise it goes on with the members it has, and `machine` must hold a state that the
+    /// log can continue. A group of one leads when this returns.
+    pub async fn create_group<M: Machine>(
+        &self,
+        id: GroupId,
+        members: &[NodeId],
+        machine: M,
+    ) -> Result<Group<M>, StoreError> {
+        let shared = Arc::new(Shared::<M>::new(id, self.inner.clone(), self.config.inflight_bytes));
+        let applied = machine.applied();
+        let typed = Typed { applier: Applier::new(machine, Bugs::default()), shared: shared.clone() };
+        let (done, answer) = oneshot::channel();
+        let ask = Ask::Attach {
+            id,
+            members: members.to_vec(),
+            applied,
+            machine: Box::new(typed),
+            member: shared.clone(),
+            done,
+        };
+        self.ask(ask, answer).await?;
+        Ok(Group { shared })
+    }
+
+    /// Stops a group and forgets its log. The machine is dropped.
+    pub async fn remove_group(&self, id: GroupId) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        self.ask(Ask::Remove { id, done }, answer).await
+    }
+
+    async fn ask(
+        &self,
+        ask: Ask,
+        answer: oneshot::Receiver<Result<(), StoreError>>,
+    ) -> Result<(), StoreError> {
+        let stopped = || StoreError::Stopped(self.inner.reason());
+        self.inner.inbox.push(ask).map_err(|_| stopped())?;
+        answer.await.unwrap_or_else(|_| Err(stopped()))
+    }
+
+    /// Takes a peer's message. One that is not valid is refused; when too many wait it is dropped,
+    /// which Raft survives.
+    pub fn deliver(&self, group: GroupId, message: Bytes) -> Result<(), codec::CodecError> {
+        let message = codec::decode_message(message)?;
+        let _ = self.inner.inbox.offer(Ask::Input(Input::Message { group, message }));
+        Ok(())
+    }
+
+    /// Why the store no longer runs, if so.
+    pub fn stopped(&self) -> Option<String> {
+        lock(&self.inner.stopped).clone()
+    }
+
+    /// Resolves when the store has ended, by [`Store::shutdown`] or by itself: the disk failed or the
+    /// log is damaged. The process should then end too.
+    pub async fn ended(&self) -> String {
+        let _ = self.inner.ended.subscribe().wait_for(|e| *e).await;
+        self.inner.reason()
+    }
+
+    /// Applies and checkpoints what is committed, purges the log, and ends.
+    pub async fn shutdown(&self) {
+        let _ = self.inner.inbox.push(Ask::Shutdown);
+        self.ended().await;
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.inner.end("the store was dropped");
+    }
+}
+
+fn log_loop(
+    mut core: Core,
+    inner: &Inner,
+    mut transport: impl Transport,
+    tick: Duration,
+) -> Result<(), StoreError> {
+    let mut asks = Vec::new();
+    let mut inputs = Vec::new();
+    let mut next_tick = photon_rt::time::now() + tick;
+    let mut ending = false;
+    loop {
+        let now = photon_rt::time::now();
+        let limit = core.needs_ticks().then(|| next_tick.saturating_duration_since(now));
+        if !inner.inbox.take(&mut asks, limit) {
+            return Ok(());
+        }
+        let mut out = |output: Output| route(inner, &mut transport, output);
+        let mut applied = false;
+        for ask in asks.drain(..) {
+            match ask {
+                Ask::Input(input) => inputs.push(input),
+                Ask::Attach { id, members, applied, machine, member, done } => {
+                    // The machine must be there before the group's first output.
+                    lock(&inner.members).insert(id, member);
+                    let _ = inner.jobs.push(Job::Attach { id, machine });
+                    let result = core.attach(id, &members, applied, &mut out);
+                    if result.is_err() {
+                        let _ = inner.jobs.push(Job::Detach { id });
+                        lock(&inner.members).remove(&id);
+                    }
+                    let _ = done.send(result);
+                }
+                Ask::Remove { id, done } => {
+                    if let Some(member) = lock(&inner.members).remove(&id) {
+                        member.stopped("the group was removed");
+                    }
+                    let _ = inner.jobs.push(Job::Detach { id });
+                    let _ = done.send(core.remove(id));
+                }
+                Ask::Shutdown if !ending => {
+                    ending = true;
+                    let _ = inner.jobs.push(Job::Finish);
+                }
+                Ask::Shutdown => {}
+                Ask::Applied => applied = true,
+            }
+        }
+        if core.needs_ticks() && photon_rt::time::now() >= next_tick {
+            inputs.push(Input::Tick);
+            // After a pause (a stopped process, a slow disk) time does not rush to catch up: that
+            // would start elections before the messages that wait are read.
+            next_tick = photon_rt::time::now() + tick;
+        }
+        core.turn(inputs.drain(..), &mut out)?;
+        inner.backlogged.store(core.is_backlogged(), Ordering::Release);
+        if applied {
+            return Ok(());
+        }
+    }
+}
+
+fn route(inner: &Inner, transport: &mut impl Transport, output: Output) {
+    match output {
+        Output::Send { to, group, message } => transport.send(to, group, message),
+        Output::Failed { group, proposal, error } => {
+            if let Some(member) = inner.member(group) {
+                member.failed(proposal, error);
+            }
+        }
+        Output::Status { group, status } => {
+            if let Some(member) = inner.member(group) {
+                member.status(status);
+            }
+        }
+        job => {
+            let _ = inner.jobs.push(Job::Do(job));
+        }
+    }
+}
+
+fn apply_loop(inner: &Inner) {
+    let mut machines: BTreeMap<GroupId, Box<dyn Applies>> = BTreeMap::new();
+    let mut jobs = Vec::new();
+    while inner.jobs.take(&mut jobs, None) {
+        for job in jobs.drain(..) {
+            match job {
+                Job::Attach { id, machine } => {
+                    machines.insert(id, machine);
+                }
+                Job::Detach { id } => {
+                    machines.remove(&id);
+                }
+                Job::Do(output) => work(inner, &mut machines, output),
+                Job::Finish => {
+                    let ids: Vec<GroupId> = machines.keys().copied().collect();
+                    for group in ids {
+                        work(inner, &mut machines, Output::Checkpoint { group });
+                    }
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, output: Output) {
+    let (group, done) = match output {
+        Output::Apply { group, commands, position, bytes } => {
+            let Some(m) = machines.get_mut(&group) else { return };
+            let done = m.apply(commands, position).map(|position| Input::Applied { group, position, bytes });
+            (group, done)
+        }
+        Output::ReadReady { group, read } => {
+            if let Some(m) = machines.get(&group) {
+                m.read_ready(read);
+            }
+            return;
+        }
+        Output::Restore { group, position } => {
+            let Some(m) = machines.get_mut(&group) else { return };
+            let done = load(&*inner.disk, group, position).and_then(|data| m.restore(position, data));
+            (group, done.map(|()| Input::Restored { group, position }))
+        }
+        Output::Checkpoint { group } => {
+            let Some(m) = machines.get_mut(&group) else { return };
+            (group, m.checkpoint().map(|position| Input::Checkpointed { group, position }))
+        }
+        Output::TakeSnapshot { group } => {
+            let Some(m) = machines.get(&group) else { return };
+            (group, m.snapshot().map(|(position, data)| Input::Snapshot { group, position, data }))
+        }
+        Output::Send { .. } | Output::Failed { .. } | Output::Status { .. } => return,
+    };
+    let input = match done {
+        Ok(input) => input,
+        Err(e) => {
+            tracing::error!(group = group.0, error = %e, "the state machine failed; the group stops here");
+            machines.remove(&group);
+            let why = e.to_string();
+            if let Some(member) = inner.member(group) {
+                member.stopped(&why);
+            }
+            Input::Stop { group, why }
+        }
+    };
+    // How far applying came is news for the log thread only when it holds entries back.
+    let quiet = matches!(input, Input::Applied { .. }) && !inner.backlogged.load(Ordering::Acquire);
+    let _ =
+        if quiet { inner.inbox.push_quietly(Ask::Input(input)) } else { inner.inbox.push(Ask::Input(input)) };
+}
+
+/// For [`Group`]: how a member hears from the threads.
+impl<M: Machine> Member for Shared<M> {
+    fn failed(&self, number: u64, error: ProposeError) {
+        self.fail(number, error);
+    }
+
+    fn status(&self, status: GroupStatus) {
+        self.set_status(status);
+    }
+
+    fn stopped(&self, why: &str) {
+        self.stop(why);
+    }
+}

@@ -1,0 +1,3 @@
+//! The store with real threads, on real and simulated disks.
+
+mod store;
