@@ -25,7 +25,6 @@ mod machine;
 #[allow(missing_docs, reason = "internal; public items are for the rooms of this crate")]
 mod model;
 mod scope;
-mod seam;
 mod store;
 mod sweep;
 pub mod wire;

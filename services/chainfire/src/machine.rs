@@ -26,8 +26,6 @@ pub struct Published {
     pub revision: i64,
     /// Older revisions are gone.
     pub compacted: i64,
-    /// Place in the log.
-    pub applied: Position,
 }
 
 impl Published {
@@ -75,8 +73,7 @@ fn load(view: &dyn View) -> EtcdResult<State> {
 }
 
 fn publish_of(engine: &dyn Engine, s: &State) -> Arc<Published> {
-    let applied = Position { index: s.applied_index, term: s.applied_term };
-    Arc::new(Published { view: engine.view(), revision: s.revision, compacted: s.compacted, applied })
+    Arc::new(Published { view: engine.view(), revision: s.revision, compacted: s.compacted })
 }
 
 /// All leases of a state.

@@ -6,7 +6,6 @@ use crate::{
     command::{Command, Grant, MAX_REQUEST, Op, Revoke},
     machine::{Published, Shared, StateMachine},
     model::{Answer, apply::attached, apply::read_only_txn, check, layout::SPACES},
-    seam::Group,
     wire::etcdserverpb::{
         CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
         RangeResponse, TxnRequest, TxnResponse,
@@ -14,7 +13,9 @@ use crate::{
 };
 use bytes::Bytes;
 use photon_kv::engine::{Engine, FjallEngine, FjallOptions};
+use photon_raft::{Group, GroupId, GroupStatus, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig};
 use photon_rt::{
+    disk::{Disk, RealDisk},
     task::Tasks,
     time::{Duration, sleep},
 };
@@ -85,12 +86,17 @@ pub struct ChainFire {
 pub(crate) struct Inner {
     pub config: ChainFireConfig,
     pub shared: Arc<Shared>,
-    pub group: Group,
+    pub log: Store,
+    pub group: Group<StateMachine>,
     pub tasks: Tasks,
     pub counters: Counters,
     pub cluster_id: u64,
     pub member_id: u64,
 }
+
+/// The only node and the only group, until ChainFire has members.
+const NODE: NodeId = NodeId(1);
+const GROUP: GroupId = GroupId(1);
 
 /// Leases ended in one turn of the expiry worker.
 const EXPIRE_BATCH: usize = 100;
@@ -103,29 +109,41 @@ impl ChainFire {
     /// runtime).
     pub async fn open(config: ChainFireConfig) -> photon_base::Result<ChainFire> {
         photon_rt::fs::private_dir(&config.data_dir)?;
-        let dir = config.data_dir.join("state");
+        let (state, log) = (config.data_dir.join("state"), config.data_dir.join("log"));
         let options = config.engine;
-        let engine = photon_rt::task::blocking(move || FjallEngine::open(&dir, &SPACES, options)).await;
-        let engine =
-            engine.map_err(|e| photon_base::Error::internal("ChainFire's state does not open").why(e))?;
-        Self::with_engine(config, Arc::new(engine)).await
+        let opened = photon_rt::task::blocking(move || {
+            let engine = FjallEngine::open(&state, &SPACES, options).map_err(|e| e.to_string())?;
+            let disk = RealDisk::open(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+            Ok::<_, String>((engine, disk))
+        });
+        let (engine, disk) = opened
+            .await
+            .map_err(|e| photon_base::Error::internal("ChainFire's data does not open").why(e))?;
+        Self::with_storage(config, Arc::new(engine), Arc::new(disk)).await
     }
 
-    /// The same on an engine of the caller's choice.
-    pub async fn with_engine(
+    /// The same on storage of the caller's choice; `data_dir` is not used.
+    pub async fn with_storage(
         config: ChainFireConfig,
         engine: Arc<dyn Engine>,
+        disk: Arc<dyn Disk>,
     ) -> photon_base::Result<ChainFire> {
         let ring = config.watch_ring;
-        let refuse = |e: EtcdError| photon_base::Error::internal("ChainFire does not start").why(e);
-        let (machine, shared) =
-            photon_rt::task::blocking(move || StateMachine::open(engine, ring)).await.map_err(refuse)?;
-        let group = Group::open(machine).map_err(refuse)?;
+        let refuse = |e: String| photon_base::Error::internal("ChainFire does not start").why(e);
+        let (machine, shared, log) = photon_rt::task::blocking(move || {
+            let (machine, shared) = StateMachine::open(engine, ring).map_err(|e| e.to_string())?;
+            let log = Store::open(StoreConfig::new(NODE), disk, NoTransport).map_err(|e| e.to_string())?;
+            Ok((machine, shared, log))
+        })
+        .await
+        .map_err(refuse)?;
+        let group = log.create_group(GROUP, &[NODE], machine).await.map_err(|e| refuse(e.to_string()))?;
         let inner = Arc::new(Inner {
             cluster_id: stable_id(b"cluster", b"chainfire"),
             member_id: stable_id(b"member", config.name.as_bytes()),
             config,
             shared,
+            log,
             group,
             tasks: Tasks::new(),
             counters: Counters::default(),
@@ -140,11 +158,27 @@ impl ChainFire {
     /// Stops workers and the log. Nothing acknowledged is lost by not calling this.
     pub async fn shutdown(&self) {
         self.inner.tasks.shutdown().await;
+        self.inner.log.shutdown().await;
     }
 
-    /// `leader`, `follower`, `candidate` or `learner`.
+    /// Resolves when the log has ended, by [`ChainFire::shutdown`] or because the disk failed, with
+    /// the reason. The process should then end too: nothing is acknowledged any more.
+    pub async fn ended(&self) -> String {
+        self.inner.log.ended().await
+    }
+
+    /// `leader`, `follower` or `candidate`.
     pub fn raft_role(&self) -> &'static str {
-        "leader"
+        match self.raft().role {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::PreCandidate | Role::Candidate => "candidate",
+        }
+    }
+
+    /// The raft group's state here.
+    pub fn raft(&self) -> GroupStatus {
+        self.inner.group.status()
     }
 
     /// What reads see now, without asking the cluster.
@@ -154,7 +188,7 @@ impl ChainFire {
 
     /// A state that reflects everything acknowledged before the call.
     pub(crate) async fn linearizable(&self) -> EtcdResult<Arc<Published>> {
-        self.inner.group.read_index().await?;
+        self.inner.group.read_index().await.map_err(refused)?;
         Ok(self.published())
     }
 
@@ -169,7 +203,7 @@ impl ChainFire {
             Ok(answer) => answer,
             Err(e) => {
                 c.proposals_failed.fetch_add(1, Ordering::Relaxed);
-                Err(e)
+                Err(refused(e))
             }
         }
     }
@@ -266,6 +300,17 @@ impl ChainFire {
         let state = self.published();
         let keys = photon_rt::task::blocking(move || attached(&*state.view, id)).await?;
         Ok(keys.into_iter().filter(|k| scope.may_name(k)).collect())
+    }
+}
+
+/// A failure of the log in etcd's words.
+fn refused(e: ProposeError) -> EtcdError {
+    match e {
+        ProposeError::NotLeader { .. } => EtcdError::NoLeader,
+        ProposeError::Overloaded => EtcdError::TooManyRequests,
+        ProposeError::TooLarge { .. } => EtcdError::RequestTooLarge,
+        ProposeError::Unknown(_) => EtcdError::Timeout,
+        ProposeError::Stopped(_) => EtcdError::Stopped,
     }
 }
 

@@ -147,22 +147,34 @@ impl Batch {
         Ok(out)
     }
 
-    /// What a put needs of the state before the command: the old pair if it keeps a part of it, and
-    /// its lease.
+    /// What a put needs of the state before the command: its lease, and the old pair if it keeps a
+    /// part of it.
     fn require(&self, scope: Scope, r: &PutRequest) -> EtcdResult<()> {
-        let mut kept = 0;
+        self.require_lease(scope, &r.key, r.lease)?;
+        self.require_old(scope, r)
+    }
+
+    /// The same in the order in which etcd looks within a transaction.
+    fn require_in_txn(&self, scope: Scope, r: &PutRequest) -> EtcdResult<()> {
+        self.require_old(scope, r)?;
+        self.require_lease(scope, &r.key, r.lease)
+    }
+
+    fn require_old(&self, scope: Scope, r: &PutRequest) -> EtcdResult<()> {
         if r.ignore_value || r.ignore_lease {
             let old = self.reader().latest(&r.key)?.ok_or(EtcdError::KeyNotFound)?;
-            kept = if r.ignore_lease { old.lease } else { 0 };
-        }
-        for id in [r.lease, kept] {
-            if id != 0 {
-                let lease = self.lease(scope, id)?;
-                // Keys of the cloud must not hang on a lease that a tenant can end.
-                if crate::scope::is_reserved(&r.key) && !lease.system {
-                    return Err(EtcdError::LeaseNotFound);
-                }
+            if r.ignore_lease {
+                // Keeping a lease is attaching to it.
+                self.require_lease(scope, &r.key, old.lease)?;
             }
+        }
+        Ok(())
+    }
+
+    fn require_lease(&self, scope: Scope, key: &Bytes, id: i64) -> EtcdResult<()> {
+        // Keys of the cloud must not hang on a lease that a tenant can end.
+        if id != 0 && !self.lease(scope, id)?.system && crate::scope::is_reserved(key) {
+            return Err(EtcdError::LeaseNotFound);
         }
         Ok(())
     }
@@ -180,7 +192,7 @@ impl Batch {
         self.choose(scope, r, &mut path)?;
         if !check::is_read_only(r) {
             self.check_chosen(r, &mut path.iter().copied(), &|b, op| match op {
-                Request::RequestPut(p) => b.require(scope, p),
+                Request::RequestPut(p) => b.require_in_txn(scope, p),
                 _ => Ok(()),
             })?;
         }

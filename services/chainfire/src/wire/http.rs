@@ -37,6 +37,7 @@ async fn metrics(State(c): State<ChainFire>, who: Option<Extension<Scope>>) -> R
     }
     let (i, state) = (&c.inner, c.published());
     let n = &i.counters;
+    let raft = c.raft();
     let leader = u64::from(c.raft_role() == "leader");
     let mut out = String::new();
     let mut put = |kind: &str, name: &str, help: &str, value: u64| {
@@ -45,18 +46,8 @@ async fn metrics(State(c): State<ChainFire>, who: Option<Extension<Scope>>) -> R
     };
     put("gauge", "etcd_server_has_leader", "Whether this member knows a leader.", leader);
     put("gauge", "etcd_server_is_leader", "Whether this member leads.", leader);
-    put(
-        "gauge",
-        "etcd_server_proposals_applied_total",
-        "Place in the log that is applied.",
-        state.applied.index,
-    );
-    put(
-        "gauge",
-        "etcd_server_proposals_committed_total",
-        "Place in the log that is committed.",
-        state.applied.index,
-    );
+    put("gauge", "etcd_server_proposals_applied_total", "Place in the log that is applied.", raft.applied);
+    put("gauge", "etcd_server_proposals_committed_total", "Place in the log that is committed.", raft.commit);
     put(
         "gauge",
         "etcd_server_proposals_pending",

@@ -37,15 +37,16 @@ impl maintenance_server::Maintenance for Api {
         scope(&request)?;
         let i = &self.0.inner;
         let state = self.0.published();
+        let raft = self.0.raft();
         let size = i64::try_from(i.shared.engine.disk_bytes()).unwrap_or(i64::MAX);
         Ok(Response::new(StatusResponse {
             header: self.header(state.revision),
             version: ETCD_VERSION.into(),
             db_size: size,
-            leader: i.member_id,
-            raft_index: state.applied.index,
-            raft_term: state.applied.term,
-            raft_applied_index: state.applied.index,
+            leader: if raft.leader.is_some() { i.member_id } else { 0 },
+            raft_index: raft.commit,
+            raft_term: raft.term,
+            raft_applied_index: raft.applied,
             errors: Vec::new(),
             db_size_in_use: size,
             is_learner: false,

@@ -45,7 +45,7 @@ impl Api {
             cluster_id: i.cluster_id,
             member_id: i.member_id,
             revision,
-            raft_term: self.0.published().applied.term,
+            raft_term: self.0.raft().term,
         })
     }
 

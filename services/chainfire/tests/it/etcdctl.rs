@@ -26,13 +26,15 @@ async fn put_get_del() {
     assert_eq!(ok(u, &["get", "a1", "a3", "--print-value-only"]).await, "3\n1\n");
     let sorted = ["get", "--prefix", "a", "--sort-by=VALUE", "--order=DESCEND", "--print-value-only"];
     assert_eq!(ok(u, &sorted).await, "3\n2\n1\n");
-    let sorted = ["get", "--prefix", "a", "--sort-by=MODIFY", "--order=ASCEND", "--limit=2", "--print-value-only"];
+    let sorted =
+        ["get", "--prefix", "a", "--sort-by=MODIFY", "--order=ASCEND", "--limit=2", "--print-value-only"];
     assert_eq!(ok(u, &sorted).await, "3\n1\n");
     assert_eq!(ok(u, &["get", "b", "--from-key", "--print-value-only"]).await, "x\nhi\n");
     assert_eq!(ok(u, &["del", "a1", "--prev-kv"]).await, "1\na1\n3\n");
     assert_eq!(ok(u, &["del", "a", "--prefix"]).await, "2\n");
     assert_eq!(ok(u, &["del", "nothing"]).await, "0\n");
-    let json: serde_json::Value = serde_json::from_str(&ok(u, &["get", "b", "-w", "json"]).await).expect("json");
+    let json: serde_json::Value =
+        serde_json::from_str(&ok(u, &["get", "b", "-w", "json"]).await).expect("json");
     assert_eq!(json["header"]["revision"], 9);
     assert_eq!(json["kvs"][0]["create_revision"], 7);
     let e = etcdctl(u, &["get", "b", "--rev=100"], None).await.expect_err("future");
@@ -134,12 +136,18 @@ async fn leases() {
 #[tokio::test(flavor = "multi_thread")]
 async fn status_members_and_pages() {
     let (_dir, s) = server().await;
-    let u = &s.operator;
+    // etcdctl 3.4 sends the whole endpoint as HTTP/2's :authority in calls to one member. With
+    // "http://" in it that is malformed, and hyper refuses what Go's server overlooks. Without, it works.
+    let u = s.operator.trim_start_matches("http://");
     let status = ok(u, &["endpoint", "status", "-w", "json"]).await;
     let status: serde_json::Value = serde_json::from_str(&status).expect("json");
     assert_eq!(status[0]["Status"]["leader"], status[0]["Status"]["header"]["member_id"]);
-    assert!(ok(u, &["member", "list"]).await.contains("started, default, http://localhost:2380, http://localhost:2379"));
-    assert!(ok(u, &["endpoint", "health"]).await.is_empty() || true);
+    assert!(
+        ok(u, &["member", "list"])
+            .await
+            .contains("started, default, http://localhost:2380, http://localhost:2379")
+    );
+    ok(u, &["endpoint", "health"]).await;
     assert_eq!(ok(u, &["alarm", "list"]).await, "");
     ok(u, &["defrag"]).await;
     ok(u, &["endpoint", "hashkv"]).await;

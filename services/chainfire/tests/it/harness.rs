@@ -32,7 +32,11 @@ async fn listen(tasks: &Tasks, router: axum::Router) -> String {
 
 impl Server {
     pub async fn start(dir: &Path) -> Server {
-        Self::with(ChainFireConfig { progress_interval: Duration::from_millis(300), ..ChainFireConfig::new(dir) }).await
+        Self::with(ChainFireConfig {
+            progress_interval: Duration::from_millis(300),
+            ..ChainFireConfig::new(dir)
+        })
+        .await
     }
 
     pub async fn with(config: ChainFireConfig) -> Server {
@@ -62,7 +66,9 @@ pub async fn etcdctl(url: &str, args: &[&str], stdin: Option<&str>) -> Result<St
     all.extend(args);
     match photon_rt::process::run("etcdctl", &all, stdin.map(str::as_bytes), Duration::from_secs(20)).await {
         Ok(out) => Ok(String::from_utf8_lossy(&out).into_owned()),
-        Err(e) if e.code == photon_base::Code::Unsupported => panic!("etcdctl is missing: run ./dev setup ({e})"),
+        Err(e) if e.code == photon_base::Code::Unsupported => {
+            panic!("etcdctl is missing: run ./dev setup ({e})")
+        }
         Err(e) => Err(e.to_string()),
     }
 }
@@ -86,7 +92,8 @@ impl Etcd {
             let l = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
             ports.push(l.local_addr().expect("address").port());
         }
-        let (client, peer) = (format!("http://127.0.0.1:{}", ports[0]), format!("http://127.0.0.1:{}", ports[1]));
+        let (client, peer) =
+            (format!("http://127.0.0.1:{}", ports[0]), format!("http://127.0.0.1:{}", ports[1]));
         let child = Command::new("etcd")
             .arg("--data-dir")
             .arg(dir)
@@ -101,7 +108,14 @@ impl Etcd {
             .unwrap_or_else(|e| panic!("etcd is missing: run ./dev setup ({e})"));
         let mut etcd = Etcd { url: client, child };
         for _ in 0..100 {
-            if etcdctl(&etcd.url, &["endpoint", "health", "--dial-timeout=200ms", "--command-timeout=500ms"], None).await.is_ok() {
+            if etcdctl(
+                &etcd.url,
+                &["endpoint", "health", "--dial-timeout=200ms", "--command-timeout=500ms"],
+                None,
+            )
+            .await
+            .is_ok()
+            {
                 return etcd;
             }
             if let Ok(Some(status)) = etcd.child.try_wait() {

@@ -1,5 +1,6 @@
 //! Integration tests of ChainFire: foreign clients, a real etcd as oracle, restarts, hostile input.
 
 mod codegen;
+mod differential;
 mod etcdctl;
 mod harness;
