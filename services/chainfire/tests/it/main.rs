@@ -4,3 +4,5 @@ mod codegen;
 mod differential;
 mod etcdctl;
 mod harness;
+mod kv;
+mod tenant;
