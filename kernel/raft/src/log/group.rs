@@ -103,6 +103,11 @@ impl GroupLog {
     pub(super) fn begin(&mut self, start: Position, keep: bool) -> Result<usize, StoreError> {
         let mut freed = 0;
         if keep && self.last_index() > start.index {
+            if start.index < self.start.index && !self.known {
+                // An old state whose entries lay in a segment that is gone: a later state, which made
+                // that possible, follows.
+                return Ok(0);
+            }
             if start.index < self.start.index {
                 return Err(StoreError::Damaged(format!(
                     "entries {}..={} are missing",

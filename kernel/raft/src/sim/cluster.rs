@@ -1,0 +1,514 @@
+//! The cluster: a row of events in virtual time, and what each does.
+
+use super::{
+    Report, SimConfig, Workload,
+    check::{Checker, Operation, Outcome},
+    faults::Network,
+    node::{GROUP, Node},
+};
+use crate::{
+    NodeId, ProposeError, StoreError, codec,
+    core::{Input, Output, Role, load},
+};
+use bytes::Bytes;
+use photon_rt::{disk::Disk, entropy::Rng};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+/// How long a client waits for an answer. Virtual milliseconds.
+const PATIENCE_MS: u64 = 1500;
+
+/// Something that will happen.
+pub(super) enum Event {
+    Tick { node: usize, epoch: u64 },
+    Turn { node: usize, epoch: u64 },
+    Work { node: usize, epoch: u64 },
+    Deliver { to: usize, message: Bytes },
+    Client { client: usize },
+    Timeout { client: usize, operation: usize },
+    Fault,
+    Start { node: usize },
+    Roomy { node: usize },
+}
+
+struct Client {
+    /// Index of the operation that is under way.
+    operation: Option<usize>,
+}
+
+pub(super) struct Cluster<W: Workload> {
+    pub(super) config: SimConfig,
+    workload: W,
+    pub(super) rng: Rng,
+    pub(super) now: u64,
+    sequence: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    pub(super) nodes: Vec<Node<W>>,
+    pub(super) network: Network,
+    clients: Vec<Client>,
+    checker: Checker,
+    /// Operation by the number under which a node knows it.
+    numbers: HashMap<(usize, u64), usize>,
+    next_number: u64,
+    trace: VecDeque<String>,
+    trace_hash: DefaultHasher,
+    pub(super) report: Report,
+}
+
+impl<W: Workload> Cluster<W> {
+    pub(super) fn new(seed: u64, config: SimConfig, workload: W) -> Self {
+        let mut rng = Rng::new(seed);
+        let nodes = (1..=config.nodes)
+            .map(|id| Node::new(NodeId(id), rng.next_u64(), 60 + rng.below(80)))
+            .collect();
+        let clients = (0..config.clients).map(|_| Client { operation: None }).collect();
+        Cluster {
+            config,
+            workload,
+            rng,
+            now: 0,
+            sequence: 0,
+            queue: BTreeMap::new(),
+            nodes,
+            network: Network::default(),
+            clients,
+            checker: Checker::default(),
+            numbers: HashMap::new(),
+            next_number: 0,
+            trace: VecDeque::new(),
+            trace_hash: DefaultHasher::new(),
+            report: Report::default(),
+        }
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.now
+    }
+
+    pub(super) fn trace_tail(&self) -> Vec<String> {
+        self.trace.iter().cloned().collect()
+    }
+
+    pub(super) fn report(&self) -> Report {
+        Report { leaders: self.checker.terms_led(), trace: self.trace_hash.finish(), ..self.report.clone() }
+    }
+
+    pub(super) fn note(&mut self, what: String) {
+        (self.now, &what).hash(&mut self.trace_hash);
+        if std::env::var_os("SIM_TRACE").is_some() {
+            eprintln!("{:>7} {what}", self.now);
+        }
+        self.trace.push_back(format!("{:>7} {what}", self.now));
+        if self.trace.len() > 60 {
+            self.trace.pop_front();
+        }
+    }
+
+    pub(super) fn plan(&mut self, after_ms: u64, event: Event) {
+        self.sequence += 1;
+        self.queue.insert((self.now + after_ms, self.sequence), event);
+    }
+
+    pub(super) fn faulty(&self) -> bool {
+        self.now < self.config.faults_ms
+    }
+
+    fn members(&self) -> Vec<NodeId> {
+        self.nodes.iter().map(|n| n.id).collect()
+    }
+
+    pub(super) fn run(&mut self) -> Result<(), String> {
+        for node in 0..self.nodes.len() {
+            self.plan(0, Event::Start { node });
+        }
+        for client in 0..self.clients.len() {
+            let after = 300 + self.rng.below(500);
+            self.plan(after, Event::Client { client });
+        }
+        self.plan(self.config.fault_every_ms, Event::Fault);
+        let end = self.config.faults_ms + self.config.heal_ms;
+        let mut healing = false;
+        while let Some((&(time, sequence), _)) = self.queue.first_key_value() {
+            if time > end {
+                return Err(format!("the cluster did not heal within {} ms: {}", self.config.heal_ms, self.describe()));
+            }
+            let event = self.queue.remove(&(time, sequence)).expect("just seen");
+            self.now = time;
+            if !healing && !self.faulty() {
+                healing = true;
+                self.heal();
+            }
+            self.happen(event)?;
+            if healing && time > self.config.faults_ms + 3000 && self.settled() {
+                return self.finish();
+            }
+        }
+        Err("nothing is left to happen".into())
+    }
+
+    fn describe(&self) -> String {
+        let each = self.nodes.iter().map(|n| match &n.live {
+            Some(l) => format!("{}: {:?}, machine at {:?}", n.id, l.core.status(GROUP), l.applier.at()),
+            None => format!("{}: down", n.id),
+        });
+        each.collect::<Vec<_>>().join("; ")
+    }
+
+    /// After the faults: everybody runs, one leads, all have applied all there is, a write and a read
+    /// that began after the faults were answered.
+    fn settled(&self) -> bool {
+        let since = |op: &Operation| matches!(op.outcome, Outcome::Done(_)) && op.returned > self.network.healed_at;
+        let served = |read: bool| {
+            self.checker.operations.iter().rev().take(50).any(|op| op.command.is_none() == read && since(op))
+        };
+        let statuses: Vec<_> =
+            self.nodes.iter().filter_map(|n| n.live.as_ref().and_then(|l| l.core.status(GROUP))).collect();
+        statuses.len() == self.nodes.len()
+            && statuses.iter().filter(|s| s.role == Role::Leader).count() == 1
+            && statuses.iter().all(|s| s.term == statuses[0].term)
+            && statuses.iter().all(|s| s.last_index == statuses[0].last_index && s.applied == s.last_index)
+            && served(false)
+            && served(true)
+            && self.clients.iter().all(|c| c.operation.is_none())
+    }
+
+    fn finish(&mut self) -> Result<(), String> {
+        self.report.purges = self
+            .nodes
+            .iter()
+            .filter_map(|n| n.live.as_ref().and_then(|l| l.core.status(GROUP)))
+            .map(|s| s.start.index)
+            .max()
+            .unwrap_or(0);
+        self.checker.history()
+    }
+
+    /// Steps are what real time means for the history: one per event.
+    fn step(&self) -> u64 {
+        self.sequence
+    }
+
+    pub(super) fn next_step(&self) -> u64 {
+        self.step()
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), String> {
+        self.sequence += 1;
+        match event {
+            Event::Start { node } => self.start(node),
+            Event::Tick { node, epoch } => {
+                let n = &mut self.nodes[node];
+                let Some(live) = n.live.as_mut().filter(|_| n.epoch == epoch) else { return Ok(()) };
+                let tick = n.tick_ms;
+                if n.paused_until <= self.now {
+                    live.inbox.push(Input::Tick);
+                    self.plan_turn(node, 0);
+                }
+                self.plan(tick, Event::Tick { node, epoch });
+                Ok(())
+            }
+            Event::Turn { node, epoch } => self.turn(node, epoch),
+            Event::Work { node, epoch } => self.work(node, epoch),
+            Event::Deliver { to, message } => {
+                let decoded = codec::decode_message(message).map_err(|e| format!("a message did not decode: {e}"))?;
+                if let Some(live) = &mut self.nodes[to].live {
+                    live.inbox.push(Input::Message { group: GROUP, message: decoded });
+                    let after = self.rng.below(3);
+                    self.plan_turn(to, after);
+                }
+                Ok(())
+            }
+            Event::Client { client } => {
+                self.client(client);
+                Ok(())
+            }
+            Event::Timeout { client, operation } => {
+                if self.clients[client].operation == Some(operation) {
+                    self.answer(operation, Outcome::Unknown);
+                }
+                Ok(())
+            }
+            Event::Fault => {
+                if self.faulty() {
+                    self.fault();
+                    let after = self.rng.below(2 * self.config.fault_every_ms) + 1;
+                    self.plan(after, Event::Fault);
+                }
+                Ok(())
+            }
+            Event::Roomy { node } => {
+                self.nodes[node].disk.set_capacity(None);
+                self.nodes[node].full = false;
+                Ok(())
+            }
+        }
+    }
+
+    fn start(&mut self, node: usize) -> Result<(), String> {
+        if self.nodes[node].live.is_some() {
+            return Ok(());
+        }
+        let members = self.members();
+        let mut outputs = Vec::new();
+        let n = &mut self.nodes[node];
+        let (id, epoch) = (n.id, n.epoch);
+        let started = n.start(&self.config, &mut self.workload, &members, &mut |o| outputs.push(o));
+        match started {
+            Ok(()) => {
+                self.note(format!("{id} starts"));
+                self.report.restarts += u64::from(epoch > 0);
+                self.checker.restarted(id);
+                let epoch = self.nodes[node].epoch;
+                let tick = self.nodes[node].tick_ms;
+                self.plan(tick, Event::Tick { node, epoch });
+                self.route(node, outputs)?;
+                self.look(node)
+            }
+            // A full disk is no reason to lose anything, and can be waited for.
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::StorageFull => {
+                self.plan(500, Event::Start { node });
+                Ok(())
+            }
+            Err(e) => Err(format!("{id} cannot start again: {e}")),
+        }
+    }
+
+    pub(super) fn plan_turn(&mut self, node: usize, after: u64) {
+        let n = &mut self.nodes[node];
+        let after = after.max(n.paused_until.saturating_sub(self.now));
+        if let Some(live) = n.live.as_mut().filter(|l| !l.turn_planned) {
+            live.turn_planned = true;
+            let epoch = n.epoch;
+            self.plan(after, Event::Turn { node, epoch });
+        }
+    }
+
+    fn plan_work(&mut self, node: usize) {
+        let after = self.rng.below(8).max(self.nodes[node].paused_until.saturating_sub(self.now));
+        let n = &mut self.nodes[node];
+        if let Some(live) = n.live.as_mut().filter(|l| !l.work_planned && !l.jobs.is_empty()) {
+            live.work_planned = true;
+            let epoch = n.epoch;
+            self.plan(after, Event::Work { node, epoch });
+        }
+    }
+
+    fn turn(&mut self, node: usize, epoch: u64) -> Result<(), String> {
+        let n = &mut self.nodes[node];
+        let Some(live) = n.live.as_mut().filter(|_| n.epoch == epoch) else { return Ok(()) };
+        live.turn_planned = false;
+        if n.paused_until > self.now {
+            self.plan_turn(node, 0);
+            return Ok(());
+        }
+        let inputs = std::mem::take(&mut live.inbox);
+        let mut outputs = Vec::new();
+        let done = live.core.turn(inputs, &mut |o| outputs.push(o));
+        // What left before the disk failed has left.
+        self.route(node, outputs)?;
+        match done {
+            Ok(()) => self.look(node),
+            Err(e) => self.failed(node, &e.to_string()),
+        }
+    }
+
+    /// The node's log or machine gave up. It may do so only because of an injected failure.
+    fn failed(&mut self, node: usize, why: &str) -> Result<(), String> {
+        let n = &mut self.nodes[node];
+        let id = n.id;
+        if !n.doomed && !n.full && !n.disk.is_off() {
+            return Err(format!("{id} stopped without a cause: {why}"));
+        }
+        n.stop();
+        // Real power is gone when writes fail because of it; after a failed sync the safest guess of an
+        // operator is a power cycle, and the most cruel one for us.
+        n.disk.power_loss();
+        self.report.power_losses += 1;
+        self.note(format!("{id} stops: {why}"));
+        let after = 100 + self.rng.below(1500);
+        self.plan(after, Event::Start { node });
+        Ok(())
+    }
+
+    fn look(&mut self, node: usize) -> Result<(), String> {
+        let n = &self.nodes[node];
+        let Some(live) = &n.live else { return Ok(()) };
+        self.checker.turn(n.id, &live.core)
+    }
+
+    fn route(&mut self, node: usize, outputs: Vec<Output>) -> Result<(), String> {
+        for output in outputs {
+            match output {
+                Output::Send { to, message, .. } => {
+                    let id = self.nodes[node].id;
+                    let m = codec::decode_message(message.clone()).map_err(|e| format!("{id} sends what is refused: {e}"))?;
+                    self.checker.sent(id, &m)?;
+                    self.transmit(node, to.0 as usize - 1, message);
+                }
+                Output::Failed { proposal, error, .. } => {
+                    if let Some(op) = self.numbers.remove(&(node, proposal)) {
+                        let unknown = matches!(error, ProposeError::Unknown(_) | ProposeError::Stopped(_));
+                        self.answer(op, if unknown { Outcome::Unknown } else { Outcome::Refused });
+                    }
+                }
+                Output::Status { status, .. } => {
+                    let (id, s) = (self.nodes[node].id, status);
+                    let leader = s.leader.map_or(0, |l| l.0);
+                    self.note(format!(
+                        "{id} {:?} term {} of {leader}, log {}..={}, commit {}, applied {}",
+                        s.role,
+                        s.term,
+                        s.start.index + 1,
+                        s.last_index,
+                        s.commit,
+                        s.applied
+                    ));
+                }
+                job => {
+                    if let Some(live) = &mut self.nodes[node].live {
+                        live.jobs.push_back(job);
+                    }
+                    self.plan_work(node);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The apply stage does one job.
+    fn work(&mut self, node: usize, epoch: u64) -> Result<(), String> {
+        let n = &mut self.nodes[node];
+        let Some(live) = n.live.as_mut().filter(|_| n.epoch == epoch) else { return Ok(()) };
+        live.work_planned = false;
+        if n.paused_until > self.now {
+            self.plan_work(node);
+            return Ok(());
+        }
+        let (id, disk) = (n.id, n.disk.clone());
+        let mut answers = Vec::new();
+        let mut restored = None;
+        let done = match live.jobs.pop_front() {
+            None => return Ok(()),
+            Some(Output::Apply { group, commands, position, bytes }) => {
+                let plain: Vec<_> = commands.iter().map(|c| c.command.clone()).collect();
+                self.checker.applying(id, &plain)?;
+                let waits: HashMap<u64, u64> =
+                    commands.iter().filter_map(|c| Some((c.proposal?, c.command.position.index))).collect();
+                live.applier.apply(commands, position).map(|replies| {
+                    for (number, reply) in replies {
+                        if let Some(op) = self.numbers.remove(&(node, number)) {
+                            answers.push((op, Some(waits[&number]), Some(reply)));
+                        }
+                    }
+                    Some(Input::Applied { group, position, bytes })
+                })
+            }
+            Some(Output::Restore { group, position }) => {
+                self.report.restores += 1;
+                restored = Some(position.index);
+                load(&disk as &dyn Disk, group, position)
+                    .and_then(|data| live.applier.restore(position, data))
+                    .map(|()| Some(Input::Restored { group, position }))
+            }
+            Some(Output::ReadReady { read, .. }) => {
+                if let Some(op) = self.numbers.remove(&(node, read)) {
+                    let is_read = self.checker.operations[op].command.is_none();
+                    answers.push((op, is_read.then_some(live.applier.at().index), None));
+                }
+                Ok(None)
+            }
+            Some(Output::Checkpoint { group }) => {
+                live.applier.checkpoint().map(|position| Some(Input::Checkpointed { group, position }))
+            }
+            Some(Output::TakeSnapshot { group }) => {
+                live.applier.snapshot().map(|(position, data)| Some(Input::Snapshot { group, position, data }))
+            }
+            Some(_) => Ok(None),
+        };
+        match done {
+            Ok(input) => {
+                let digest = self.workload.digest(live.applier.machine());
+                self.checker.applied(id, live.applier.at().index, digest)?;
+                live.inbox.extend(input);
+                for (op, point, reply) in answers {
+                    let command = self.checker.operations[op].command.clone();
+                    match (command, reply) {
+                        (Some(c), Some(r)) => self.workload.replied(&c, r)?,
+                        (None, _) => {
+                            let live = self.nodes[node].live.as_ref().expect("it works");
+                            self.workload.read(live.applier.machine())?;
+                        }
+                        _ => {}
+                    }
+                    self.answer(op, Outcome::Done(point));
+                }
+                if let Some(index) = restored {
+                    self.note(format!("{id} installs a snapshot of {index}"));
+                }
+                self.plan_turn(node, 0);
+                self.plan_work(node);
+                Ok(())
+            }
+            Err(e) => self.failed(node, &e.to_string()),
+        }
+    }
+
+    fn client(&mut self, client: usize) {
+        if self.clients[client].operation.is_some() {
+            return;
+        }
+        // Mostly to who says that it leads, sometimes to anybody.
+        let leads = |n: &Node<W>| {
+            n.live.as_ref().and_then(|l| l.core.status(GROUP)).is_some_and(|s| s.role == Role::Leader)
+        };
+        let leaders: Vec<usize> = (0..self.nodes.len()).filter(|n| leads(&self.nodes[*n])).collect();
+        let node = if leaders.is_empty() || self.rng.percent(20) {
+            self.rng.below(self.nodes.len() as u64) as usize
+        } else {
+            leaders[self.rng.below(leaders.len() as u64) as usize]
+        };
+        if self.nodes[node].live.is_none() {
+            self.plan(50, Event::Client { client });
+            return;
+        }
+        let command = if self.rng.percent(60) { Some(self.workload.command(&mut self.rng)) } else { None };
+        let operation = self.checker.operations.len();
+        let op = Operation { command: command.clone(), invoked: self.step(), returned: 0, outcome: Outcome::Open };
+        self.checker.operations.push(op);
+        self.clients[client].operation = Some(operation);
+        self.next_number += 1;
+        let number = self.next_number;
+        self.numbers.insert((node, number), operation);
+        let live = self.nodes[node].live.as_mut().expect("checked");
+        live.inbox.push(match command {
+            Some(data) => Input::Propose { group: GROUP, proposal: number, data },
+            None => Input::Read { group: GROUP, read: number },
+        });
+        self.plan_turn(node, 0);
+        self.plan(PATIENCE_MS, Event::Timeout { client, operation });
+    }
+
+    fn answer(&mut self, operation: usize, outcome: Outcome) {
+        let step = self.step();
+        let op = &mut self.checker.operations[operation];
+        let told = op.outcome == Outcome::Open;
+        // A node may know better after the client gave up; but "refused" and "done" must both be true.
+        if told || op.outcome == Outcome::Unknown {
+            op.outcome = outcome;
+            op.returned = step;
+        }
+        match (outcome, op.command.is_some()) {
+            (Outcome::Done(_), true) => self.report.acknowledged += 1,
+            (Outcome::Done(_), false) => self.report.reads += 1,
+            (Outcome::Refused, _) => self.report.refused += 1,
+            _ => {}
+        }
+        if let Some(client) = self.clients.iter().position(|c| c.operation == Some(operation)) {
+            self.clients[client].operation = None;
+            let think = self.rng.below(120);
+            self.plan(think, Event::Client { client });
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! One simulated node: its disk, and while it lives its driver and state machine.
+
+use super::{SimConfig, Workload};
+use crate::{
+    GroupId, NodeId, StoreError,
+    applier::Applier,
+    core::{Core, CoreConfig, Input, Output},
+    log::{Log, LogConfig},
+};
+use photon_rt::disk::SimDisk;
+use std::{collections::VecDeque, sync::Arc};
+
+/// The group that the simulator runs.
+pub(super) const GROUP: GroupId = GroupId(1);
+
+pub(super) struct Node<W: Workload> {
+    pub(super) id: NodeId,
+    pub(super) disk: SimDisk,
+    pub(super) live: Option<Live<W>>,
+    /// Counts lives, so that events of an earlier one are recognised.
+    pub(super) epoch: u64,
+    pub(super) paused_until: u64,
+    /// Length of this node's tick: clocks are crooked.
+    pub(super) tick_ms: u64,
+    /// A failure was injected from which the node may die at any moment.
+    pub(super) doomed: bool,
+    /// The disk takes nothing more for now.
+    pub(super) full: bool,
+}
+
+pub(super) struct Live<W: Workload> {
+    pub(super) core: Core,
+    pub(super) applier: Applier<W::Machine>,
+    /// Work for the state machine, in order.
+    pub(super) jobs: VecDeque<Output>,
+    pub(super) inbox: Vec<Input>,
+    pub(super) turn_planned: bool,
+    pub(super) work_planned: bool,
+}
+
+impl<W: Workload> Node<W> {
+    pub(super) fn new(id: NodeId, disk_seed: u64, tick_ms: u64) -> Self {
+        let disk = SimDisk::new(disk_seed);
+        Node { id, disk, live: None, epoch: 0, paused_until: 0, tick_ms, doomed: false, full: false }
+    }
+
+    /// Opens log, machine and driver from what the disk holds.
+    pub(super) fn start(
+        &mut self,
+        config: &SimConfig,
+        workload: &mut W,
+        members: &[NodeId],
+        out: &mut dyn FnMut(Output),
+    ) -> Result<(), StoreError> {
+        let log_config = LogConfig { segment_bytes: config.segment_bytes, cache_bytes: 2 << 10 };
+        let log = Log::open_with(Arc::new(self.disk.clone()), log_config, config.bugs)?;
+        let machine = workload.open(&self.disk)?;
+        let applier = Applier::new(machine, config.bugs);
+        let core_config = CoreConfig {
+            max_message_bytes: 2 << 10,
+            max_uncommitted_bytes: 64 << 10,
+            max_applying_bytes: 1 << 10,
+            checkpoint_bytes: config.checkpoint_bytes,
+            retain_entries: 10,
+            wait_ticks: 30,
+            ..CoreConfig::new(self.id)
+        };
+        let mut core = Core::new_with(core_config, log, config.bugs);
+        core.attach(GROUP, members, applier.at(), out)?;
+        self.epoch += 1;
+        self.doomed = false;
+        self.live = Some(Live {
+            core,
+            applier,
+            jobs: VecDeque::new(),
+            inbox: Vec::new(),
+            turn_planned: false,
+            work_planned: false,
+        });
+        Ok(())
+    }
+
+    /// The process ends now.
+    pub(super) fn stop(&mut self) {
+        self.live = None;
+        self.epoch += 1;
+    }
+}

@@ -1,0 +1,86 @@
+use super::{Report, SimConfig, Violation, kv::KvWorkload, run};
+use crate::bug::{Bug, Bugs};
+
+fn simulate(seed: u64, bug: Option<Bug>) -> Result<Report, Violation> {
+    let nodes = if seed % 5 == 0 { 5 } else { 3 };
+    let config = SimConfig { bugs: Bugs { planted: bug }, ..SimConfig::new(nodes) };
+    run(seed, &config, KvWorkload::default())
+}
+
+/// Panics of the code under test are expected here; their text is in the violation.
+fn quiet<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
+#[test]
+fn seeds_run_clean() {
+    let count: u64 = std::env::var("SIM_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(200);
+    let mut sum = Report::default();
+    for seed in 0..count {
+        let r = quiet(|| simulate(seed, None)).unwrap_or_else(|v| panic!("{v}"));
+        sum.acknowledged += r.acknowledged;
+        sum.reads += r.reads;
+        sum.refused += r.refused;
+        sum.leaders += r.leaders;
+        sum.restarts += r.restarts;
+        sum.power_losses += r.power_losses;
+        sum.restores += r.restores;
+        sum.purges += r.purges;
+    }
+    println!("{count} seeds: {sum:?}");
+    assert!(sum.acknowledged > 50 * count && sum.reads > 20 * count, "the runs do something: {sum:?}");
+    assert!(sum.restores > count / 4 && sum.purges > count, "snapshots and purges happen: {sum:?}");
+}
+
+#[test]
+#[ignore = "replays one seed: SIM_SEED=N, with SIM_TRACE=1 for everything that happens"]
+fn replay() {
+    let seed = std::env::var("SIM_SEED").expect("SIM_SEED").parse().expect("a number");
+    match simulate(seed, None) {
+        Ok(r) => println!("{r:?}"),
+        Err(v) => panic!("{v}"),
+    }
+}
+
+#[test]
+fn a_seed_is_the_whole_run() {
+    for seed in [3, 5, 8] {
+        assert_eq!(simulate(seed, None).expect("clean"), simulate(seed, None).expect("clean"));
+    }
+}
+
+/// The first seed that catches `bug`. The clean code passes all of them ([`seeds_run_clean`]).
+fn caught(bug: Bug, within: u64) {
+    for seed in 0..within {
+        if let Err(v) = simulate(seed, Some(bug)) {
+            println!("{bug:?}: seed {seed}: {}", v.what);
+            return;
+        }
+    }
+    panic!("{bug:?} was not caught within {within} seeds");
+}
+
+macro_rules! planted {
+    ($($test:ident: $bug:ident within $seeds:literal;)*) => {$(
+        #[test]
+        fn $test() {
+            caught(Bug::$bug, $seeds);
+        }
+    )*};
+}
+
+planted! {
+    catches_a_forgotten_fsync: ForgottenFsync within 20;
+    catches_a_retried_fsync: RetriedFsync within 100;
+    catches_a_vote_not_persisted: VoteNotPersisted within 20;
+    catches_a_recovery_that_drops_a_batch: RecoveryDropsBatch within 20;
+    catches_a_conflict_that_keeps_the_tail: ConflictKeepsTail within 100;
+    catches_applying_before_commit: ApplyBeforeCommit within 20;
+    catches_sending_before_the_sync: SendBeforeSync within 100;
+    catches_a_reply_before_commit: ReplyBeforeCommit within 100;
+    catches_a_purge_beyond_the_checkpoint: PurgeBeyondCheckpoint within 100;
+    catches_a_stale_read: StaleRead within 100;
+    catches_a_restore_without_position: RestoreWithoutPosition within 100;
+    catches_a_codec_that_loses_the_refusal: CodecLosesReject within 20;
+    catches_a_codec_that_loses_the_context: CodecLosesContext within 20;
+}
