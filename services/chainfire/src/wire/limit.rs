@@ -8,7 +8,7 @@ pub async fn in_etcds_words<B>(mut response: http::Response<B>) -> http::Respons
     let too_large = headers.get("grpc-status").is_some_and(|s| s == "11")
         && headers
             .get("grpc-message")
-            .is_some_and(|m| m.as_bytes().starts_with(b"Error%2C%20decoded%20message%20length"));
+            .is_some_and(|m| m.as_bytes().starts_with(b"Error,%20decoded%20message%20length"));
     if too_large {
         headers.insert("grpc-status", HeaderValue::from_static("8"));
         headers.insert("grpc-message", HeaderValue::from_static("grpc: received message larger than max"));

@@ -4,5 +4,7 @@ mod codegen;
 mod differential;
 mod etcdctl;
 mod harness;
+mod hostile;
 mod kv;
 mod tenant;
+mod watch;
