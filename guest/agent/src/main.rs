@@ -14,6 +14,7 @@
 mod boot;
 mod port;
 mod protocol;
+mod signals;
 
 use std::{
     sync::{Arc, Mutex},
@@ -32,6 +33,7 @@ fn main() {
         eprintln!("photon-guest-agent is the first process of a guest; it does nothing elsewhere");
         std::process::exit(2);
     }
+    signals::obey();
     boot::mounts();
     boot::modules();
     let state = Arc::new(Mutex::new(State::default()));

@@ -1,3 +1,4 @@
 //! TBD
 
 pub mod control;
+pub mod engine;

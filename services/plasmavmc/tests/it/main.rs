@@ -1,0 +1,5 @@
+//! The engine against the real QEMU and the real guest image, under TCG where KVM does not work.
+
+mod engine;
+mod schema;
+mod support;
