@@ -355,17 +355,9 @@ impl Group {
     }
 
     /// Index up to which the log may be purged.
-    pub(super) fn on_checkpoint(
-        &mut self,
-        position: Position,
-        config: &CoreConfig,
-        bugs: Bugs,
-    ) -> Option<u64> {
+    pub(super) fn on_checkpoint(&mut self, position: Position, config: &CoreConfig) -> Option<u64> {
         self.checkpoint_asked = false;
         let mut index = position.index;
-        if bugs.on(Bug::PurgeBeyondCheckpoint) {
-            index = self.applied;
-        }
         if !self.alone() {
             index = index.saturating_sub(config.retain_entries);
         }

@@ -201,9 +201,14 @@ impl Core {
             Input::Message { message, .. } => g.on_message(message),
             Input::Propose { proposal, data, .. } => g.queue(proposal, data),
             Input::Read { read, .. } => g.on_read(read, self.tick, self.incarnation),
-            Input::Applied { position, bytes, .. } => g.on_applied(position, bytes),
+            Input::Applied { position, bytes, .. } => {
+                g.on_applied(position, bytes);
+                if self.bugs.on(Bug::PurgeBeyondCheckpoint) {
+                    self.log.lock().purge(id, position.index)?;
+                }
+            }
             Input::Checkpointed { position, .. } => {
-                if let Some(index) = g.on_checkpoint(position, &self.config, self.bugs) {
+                if let Some(index) = g.on_checkpoint(position, &self.config) {
                     self.log.lock().purge(id, index)?;
                 }
             }

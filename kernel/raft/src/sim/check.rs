@@ -97,7 +97,8 @@ impl Checker {
             seen.split_off(&(last + 1));
             let mut index = last;
             while index > start.index {
-                let term = log.term(GROUP, index).map_err(fail)?.ok_or_else(|| format!("{node} misses {index}"))?;
+                let term =
+                    log.term(GROUP, index).map_err(fail)?.ok_or_else(|| format!("{node} misses {index}"))?;
                 if seen.insert(index, term) == Some(term) {
                     break;
                 }
@@ -112,7 +113,9 @@ impl Checker {
                 match self.entries.entry(Position { index, term }) {
                     Slot::Vacant(v) => drop(v.insert((content, before))),
                     Slot::Occupied(o) if *o.get() != (content, before) => {
-                        return Err(format!("log matching: {node} holds another entry {index} of term {term}"));
+                        return Err(format!(
+                            "log matching: {node} holds another entry {index} of term {term}"
+                        ));
                     }
                     Slot::Occupied(_) => {}
                 }
@@ -165,7 +168,9 @@ impl Checker {
     pub(super) fn applied(&mut self, node: NodeId, index: u64, digest: u64) -> Result<(), String> {
         let first = *self.digests.entry(index).or_insert(digest);
         if first != digest {
-            return Err(format!("state machine safety: the state of {node} at {index} differs from another node's"));
+            return Err(format!(
+                "state machine safety: the state of {node} at {index} differs from another node's"
+            ));
         }
         Ok(())
     }

@@ -52,6 +52,8 @@ pub(super) struct Cluster<W: Workload> {
     /// Operation by the number under which a node knows it.
     numbers: HashMap<(usize, u64), usize>,
     next_number: u64,
+    /// Prints everything that happens (`SIM_TRACE=1`).
+    loud: bool,
     trace: VecDeque<String>,
     trace_hash: DefaultHasher,
     pub(super) report: Report,
@@ -60,9 +62,8 @@ pub(super) struct Cluster<W: Workload> {
 impl<W: Workload> Cluster<W> {
     pub(super) fn new(seed: u64, config: SimConfig, workload: W) -> Self {
         let mut rng = Rng::new(seed);
-        let nodes = (1..=config.nodes)
-            .map(|id| Node::new(NodeId(id), rng.next_u64(), 60 + rng.below(80)))
-            .collect();
+        let nodes =
+            (1..=config.nodes).map(|id| Node::new(NodeId(id), rng.next_u64(), 60 + rng.below(80))).collect();
         let clients = (0..config.clients).map(|_| Client { operation: None }).collect();
         Cluster {
             config,
@@ -77,6 +78,7 @@ impl<W: Workload> Cluster<W> {
             checker: Checker::default(),
             numbers: HashMap::new(),
             next_number: 0,
+            loud: std::env::var_os("SIM_TRACE").is_some(),
             trace: VecDeque::new(),
             trace_hash: DefaultHasher::new(),
             report: Report::default(),
@@ -97,7 +99,7 @@ impl<W: Workload> Cluster<W> {
 
     pub(super) fn note(&mut self, what: String) {
         (self.now, &what).hash(&mut self.trace_hash);
-        if std::env::var_os("SIM_TRACE").is_some() {
+        if self.loud {
             eprintln!("{:>7} {what}", self.now);
         }
         self.trace.push_back(format!("{:>7} {what}", self.now));
@@ -132,7 +134,11 @@ impl<W: Workload> Cluster<W> {
         let mut healing = false;
         while let Some((&(time, sequence), _)) = self.queue.first_key_value() {
             if time > end {
-                return Err(format!("the cluster did not heal within {} ms: {}", self.config.heal_ms, self.describe()));
+                return Err(format!(
+                    "the cluster did not heal within {} ms: {}",
+                    self.config.heal_ms,
+                    self.describe()
+                ));
             }
             let event = self.queue.remove(&(time, sequence)).expect("just seen");
             self.now = time;
@@ -159,7 +165,8 @@ impl<W: Workload> Cluster<W> {
     /// After the faults: everybody runs, one leads, all have applied all there is, a write and a read
     /// that began after the faults were answered.
     fn settled(&self) -> bool {
-        let since = |op: &Operation| matches!(op.outcome, Outcome::Done(_)) && op.returned > self.network.healed_at;
+        let since =
+            |op: &Operation| matches!(op.outcome, Outcome::Done(_)) && op.returned > self.network.healed_at;
         let served = |read: bool| {
             self.checker.operations.iter().rev().take(50).any(|op| op.command.is_none() == read && since(op))
         };
@@ -212,7 +219,8 @@ impl<W: Workload> Cluster<W> {
             Event::Turn { node, epoch } => self.turn(node, epoch),
             Event::Work { node, epoch } => self.work(node, epoch),
             Event::Deliver { to, message } => {
-                let decoded = codec::decode_message(message).map_err(|e| format!("a message did not decode: {e}"))?;
+                let decoded =
+                    codec::decode_message(message).map_err(|e| format!("a message did not decode: {e}"))?;
                 if let Some(live) = &mut self.nodes[to].live {
                     live.inbox.push(Input::Message { group: GROUP, message: decoded });
                     let after = self.rng.below(3);
@@ -343,7 +351,8 @@ impl<W: Workload> Cluster<W> {
             match output {
                 Output::Send { to, message, .. } => {
                     let id = self.nodes[node].id;
-                    let m = codec::decode_message(message.clone()).map_err(|e| format!("{id} sends what is refused: {e}"))?;
+                    let m = codec::decode_message(message.clone())
+                        .map_err(|e| format!("{id} sends what is refused: {e}"))?;
                     self.checker.sent(id, &m)?;
                     self.transmit(node, to.0 as usize - 1, message);
                 }
@@ -422,9 +431,10 @@ impl<W: Workload> Cluster<W> {
             Some(Output::Checkpoint { group }) => {
                 live.applier.checkpoint().map(|position| Some(Input::Checkpointed { group, position }))
             }
-            Some(Output::TakeSnapshot { group }) => {
-                live.applier.snapshot().map(|(position, data)| Some(Input::Snapshot { group, position, data }))
-            }
+            Some(Output::TakeSnapshot { group }) => live
+                .applier
+                .snapshot()
+                .map(|(position, data)| Some(Input::Snapshot { group, position, data })),
             Some(_) => Ok(None),
         };
         match done {
@@ -475,7 +485,8 @@ impl<W: Workload> Cluster<W> {
         }
         let command = if self.rng.percent(60) { Some(self.workload.command(&mut self.rng)) } else { None };
         let operation = self.checker.operations.len();
-        let op = Operation { command: command.clone(), invoked: self.step(), returned: 0, outcome: Outcome::Open };
+        let op =
+            Operation { command: command.clone(), invoked: self.step(), returned: 0, outcome: Outcome::Open };
         self.checker.operations.push(op);
         self.clients[client].operation = Some(operation);
         self.next_number += 1;
@@ -486,8 +497,32 @@ impl<W: Workload> Cluster<W> {
             Some(data) => Input::Propose { group: GROUP, proposal: number, data },
             None => Input::Read { group: GROUP, read: number },
         });
+        // Sometimes a burst that nobody waits for, so that logs diverge by more than an entry.
+        if self.rng.percent(10) && self.faulty() {
+            for _ in 0..2 + self.rng.below(6) {
+                self.burst(node);
+            }
+        }
         self.plan_turn(node, 0);
         self.plan(PATIENCE_MS, Event::Timeout { client, operation });
+    }
+
+    fn burst(&mut self, node: usize) {
+        let data = self.workload.command(&mut self.rng);
+        let op = Operation {
+            command: Some(data.clone()),
+            invoked: self.step(),
+            returned: 0,
+            outcome: Outcome::Open,
+        };
+        self.next_number += 1;
+        self.numbers.insert((node, self.next_number), self.checker.operations.len());
+        self.checker.operations.push(op);
+        if let Some(live) = self.nodes[node].live.as_mut() {
+            live.inbox.push(Input::Propose { group: GROUP, proposal: self.next_number, data });
+            let after = self.rng.below(40);
+            self.plan_turn(node, after);
+        }
     }
 
     fn answer(&mut self, operation: usize, outcome: Outcome) {

@@ -30,7 +30,8 @@ impl<W: Workload> Cluster<W> {
         }
         let copies = 1 + u64::from(self.rng.percent(double));
         for _ in 0..copies {
-            let after = if self.rng.percent(slow) { 50 + self.rng.below(900) } else { 1 + self.rng.below(10) };
+            let after =
+                if self.rng.percent(slow) { 50 + self.rng.below(900) } else { 1 + self.rng.below(10) };
             self.plan(after, Event::Deliver { to, message: message.clone() });
         }
     }

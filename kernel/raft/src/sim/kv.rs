@@ -82,7 +82,8 @@ impl Machine for Kv {
         &self,
     ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError> {
         let bytes = Bytes::from(self.encode());
-        let chunks: Vec<_> = (0..bytes.len()).step_by(100).map(|at| Ok(bytes.slice(at..bytes.len().min(at + 100)))).collect();
+        let chunks: Vec<_> =
+            (0..bytes.len()).step_by(100).map(|at| Ok(bytes.slice(at..bytes.len().min(at + 100)))).collect();
         Ok((self.at, Box::new(chunks.into_iter())))
     }
 
@@ -137,10 +138,18 @@ impl Workload for KvWorkload {
     }
 
     fn replied(&mut self, command: &Bytes, reply: u64) -> Result<(), String> {
-        if command[..8] == reply.to_le_bytes() { Ok(()) } else { Err(format!("the reply {reply} is for another command")) }
+        if command[..8] == reply.to_le_bytes() {
+            Ok(())
+        } else {
+            Err(format!("the reply {reply} is for another command"))
+        }
     }
 
     fn read(&mut self, machine: &Kv) -> Result<(), String> {
-        if machine.values.values().all(|v| *v <= self.next) { Ok(()) } else { Err("a value nobody wrote".into()) }
+        if machine.values.values().all(|v| *v <= self.next) {
+            Ok(())
+        } else {
+            Err("a value nobody wrote".into())
+        }
     }
 }
