@@ -161,7 +161,7 @@ async fn orphans_are_found_by_their_arguments_and_failed_starts_leave_nothing() 
     let lost = tiny(Uid(0xd1), 1);
     let pid = running(&host.hv().ensure_running(&lost).await.expect("running")).pid;
     host.close().await;
-    photon_rt::fs::remove_dir_all(&host.dir.join("vm").join(lost.id.to_string()))
+    photon_rt::fs::remove_dir_all(host.dir.join("vm").join(lost.id.to_string()))
         .expect("its records are lost");
     host.restart().await;
     let list = host.hv().list().await.expect("list");
