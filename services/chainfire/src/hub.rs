@@ -98,10 +98,8 @@ pub struct Interest {
 
 impl Interest {
     fn wants(&self, c: &Change) -> bool {
-        self.span.contains(&c.kv.key)
-            && self.scope.may_name(&c.kv.key)
-            && !(c.put && self.no_put)
-            && !(!c.put && self.no_delete)
+        let filtered = if c.put { self.no_put } else { self.no_delete };
+        !filtered && self.span.contains(&c.kv.key) && self.scope.may_name(&c.kv.key)
     }
 }
 

@@ -268,3 +268,26 @@ fn a_command_of_a_newer_version_stops_the_machine() {
     let c = photon_raft::Command { position: Position { index: 1, term: 1 }, data: data.into() };
     assert!(m.apply(&[c]).is_err());
 }
+
+/// Commands are checked before they are proposed, but the machine trusts nobody.
+#[test]
+fn damaged_commands_are_refused_without_a_panic() {
+    let mut rng = Rng::new(5);
+    let (mut m, shared) = open(&engine());
+    let mut understood = 0;
+    for (i, c) in log(5, 3_000).into_iter().enumerate() {
+        let mut data = c.data.to_vec();
+        for _ in 0..rng.below(3) {
+            let at = rng.below(data.len() as u64) as usize;
+            data[at] = rng.next_u64() as u8;
+        }
+        if Command::from_bytes(data.clone().into()).is_err() {
+            continue;
+        }
+        understood += 1;
+        let position = Position { index: i as u64 + 1, term: 1 };
+        let _ = m.apply(&[photon_raft::Command { position, data: data.into() }]).expect("goes on");
+    }
+    assert!(understood > 500);
+    assert!(shared.published().revision > 100);
+}

@@ -2,7 +2,7 @@
 
 use crate::harness::Server;
 use chainfire::{ChainFire, ChainFireConfig};
-use photon_kv::{Check, Direction, Kv, KvError, MemKv, Range, ReadAt, Write, conformance};
+use photon_kv::{Check, Direction, KvError, MemKv, Range, ReadAt, Write, conformance};
 
 async fn open() -> (tempfile::TempDir, ChainFire) {
     let dir = tempfile::tempdir().expect("temp dir");

@@ -1,10 +1,13 @@
 //! Integration tests of ChainFire: foreign clients, a real etcd as oracle, restarts, hostile input.
 
+#![allow(clippy::disallowed_methods, reason = "these tests start foreign programs and kill them")]
+
 mod codegen;
 mod differential;
 mod etcdctl;
 mod harness;
 mod hostile;
+mod kill;
 mod kv;
 mod tenant;
 mod watch;
