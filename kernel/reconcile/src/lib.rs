@@ -14,5 +14,5 @@ mod queue;
 mod view;
 
 pub use context::Context;
-pub use manager::{Manager, Next, Reconcile};
+pub use manager::{Manager, Next, Poke, Reconcile};
 pub use view::{Feed, View};

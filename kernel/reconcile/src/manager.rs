@@ -79,19 +79,39 @@ pub struct Manager {
     store: Store,
     view: View,
     reconcilers: Vec<Arc<dyn Erased>>,
+    poke: Poke,
+    changed: mpsc::UnboundedReceiver<String>,
+}
+
+/// Tells the manager that something outside the store happened to an object: its reconcilers run. The
+/// channel holds keys that go straight into a set, so it stays as short as the manager is quick.
+#[derive(Clone)]
+pub struct Poke(mpsc::UnboundedSender<String>);
+
+impl Poke {
+    /// Makes the reconcilers of `key` run.
+    pub fn poke(&self, key: &Key) {
+        let _ = self.0.send(String::from_utf8_lossy(&key.storage()).into_owned()); // nobody listens at shutdown
+    }
 }
 
 /// Every key runs at least this often.
 const RESYNC: Duration = Duration::from_secs(60);
 /// Runs at a time, over all reconcilers.
-const RUNS_MAX: usize = 16;
+const RUNS_MAX: usize = 64;
 /// Longest run; then it counts as failed and is dropped.
 const RUN_TIME_MAX: Duration = Duration::from_secs(300);
 
 impl Manager {
     /// A manager without reconcilers; its view can be shared at once.
     pub fn new(store: Store) -> Manager {
-        Manager { store, view: View::default(), reconcilers: Vec::new() }
+        let (tx, changed) = mpsc::unbounded_channel();
+        Manager { store, view: View::default(), reconcilers: Vec::new(), poke: Poke(tx), changed }
+    }
+
+    /// For those who notice what happens outside the store.
+    pub fn poke(&self) -> Poke {
+        self.poke.clone()
     }
 
     /// The view that all reconcilers share.
@@ -106,13 +126,12 @@ impl Manager {
 
     /// Starts the feed and the runs; they end with `tasks`.
     pub fn start(self, tasks: &Tasks) {
-        let (tx, rx) = mpsc::unbounded_channel();
-        tasks.spawn("view", Feed::new(self.store.clone(), self.view.clone(), tx).run());
+        tasks.spawn("view", Feed::new(self.store.clone(), self.view.clone(), self.poke.0.clone()).run());
         let owned = tasks.clone();
-        tasks.spawn("reconcile", self.run(owned, rx));
+        tasks.spawn("reconcile", self.run(owned));
     }
 
-    async fn run(self, tasks: Tasks, mut changed: mpsc::UnboundedReceiver<String>) {
+    async fn run(mut self, tasks: Tasks) {
         self.view.reached(1).await;
         let (done_tx, mut done) = mpsc::channel::<(Item, crate::context::Reads, Outcome)>(RUNS_MAX);
         let mut queue = Queue::default();
@@ -140,7 +159,7 @@ impl Manager {
                     running -= 1;
                     queue.done(item, reads, outcome, now());
                 }
-                Some(key) = changed.recv() => {
+                Some(key) = self.changed.recv() => {
                     queue.touched(&key, now());
                     for (i, r) in self.reconcilers.iter().enumerate() {
                         if key[RESOURCE_PREFIX.len()..].split('/').next() == Some(r.kind()) {

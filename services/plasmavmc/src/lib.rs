@@ -1,4 +1,5 @@
 //! TBD
 
+pub mod agent;
 pub mod control;
 pub mod engine;

@@ -2,4 +2,4 @@
 
 mod ipam;
 
-pub use ipam::{IPAM_FINALIZER, Ipam};
+pub use ipam::{AGENT_FINALIZER, IPAM_FINALIZER, Ipam};

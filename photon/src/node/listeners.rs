@@ -1,0 +1,166 @@
+//! All ports of a node.
+
+use super::{Shared, identity, report::Summary};
+use crate::services::{FRONT, SERVICES, Transport};
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use chainfire::{ChainFire, Scope};
+use iam::login::PasswordRoute;
+use photon_auth::{Action, Caller, Gate, Kind, LiveCertificate, Proof, Target, Verb, server_config};
+use photon_base::{Code, Error, Result};
+use photon_resource::http::{Api, problem};
+use photon_serve::{health, listen::Listener, metrics};
+use plasmavmc::agent::{ConsoleRoute, ContentRoute};
+use serde_json::{Map, json};
+use std::{net::SocketAddr, sync::Arc};
+
+/// Binds and starts every port.
+pub async fn start(
+    s: &Arc<Shared>,
+    chainfire: &ChainFire,
+    console: Arc<ConsoleRoute>,
+    content: Arc<ContentRoute>,
+) -> Result<Summary> {
+    let certificate = LiveCertificate::new(&s.identity.server)?;
+    renew(s, certificate.clone());
+    let tls = server_config(certificate, s.identity.authority.cert_pem())?;
+    let api = Api::new(s.store.clone(), s.gate.clone())
+        .connect("user", "password", Verb::Update, Arc::new(PasswordRoute(s.login.clone())))
+        .connect("vm", "console", Verb::Console, console)
+        .connect("image", "content", Verb::Update, content);
+    let common =
+        |router: Router| router.merge(guarded_metrics()).route("/version", axum::routing::get(version));
+    let iam = s.login.clone().routes().merge(iam::audit::routes(s.store.clone(), s.gate.clone()));
+    let front = common(api.clone().router().merge(iam.clone()).merge(health::routes(whole(s))));
+    let mut ports: Vec<(&'static str, u16, Router)> = vec![("front", FRONT.number, front)];
+    for service in &SERVICES {
+        for port in service.ports.iter().filter(|p| p.transport == Transport::Tls) {
+            let router = match service.name {
+                "chainfire" => {
+                    chainfire.router().layer(axum::middleware::from_fn_with_state(s.gate.clone(), scope))
+                }
+                "iam" => common(
+                    api.clone().only("iam").router().merge(iam.clone()).merge(health::routes(one(s, "iam"))),
+                ),
+                name => common(api.clone().only(name).router().merge(health::routes(one(s, name)))),
+            };
+            ports.push((service.name, port.number, router));
+        }
+    }
+    for (name, number, router) in ports {
+        let addr = SocketAddr::new(s.config.listen, s.config.port(number)?);
+        let socket = photon_rt::net::listen(addr).await?;
+        let listener = Listener {
+            name,
+            socket,
+            tls: Some(tls.clone()),
+            tokens: Some(s.identity.tokens.clone()),
+            router,
+        };
+        listener.start(&s.tasks);
+    }
+    let profile = photon_client::Profile::load(&s.paths.creds("admin.json"))?;
+    Ok(Summary {
+        endpoint: profile.endpoint,
+        data_dir: s.config.data_dir.display().to_string(),
+        credentials: s.paths.creds("admin.json").display().to_string(),
+        notes: Vec::new(),
+    })
+}
+
+/// Exchanges the server certificate at half its life.
+fn renew(s: &Arc<Shared>, live: Arc<LiveCertificate>) {
+    let (config, paths) = (s.config.clone(), s.paths.clone());
+    s.tasks.spawn("certificate-renewal", async move {
+        loop {
+            photon_rt::time::sleep(identity::SERVER_VALID / 2).await;
+            let fresh = identity::Identity::open(&config, &paths).and_then(|i| live.replace(&i.server));
+            match fresh {
+                Ok(()) => tracing::info!("server certificate renewed"),
+                Err(e) => tracing::error!(error = %e, "the server certificate cannot be renewed"),
+            }
+        }
+    });
+}
+
+/// Which keys an etcd client may see: all for the operator; those outside the reserved prefix for users
+/// whose role reaches the whole cluster, since etcd's keys belong to no project. Others get no answer.
+async fn scope(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    if let Some(caller) = request.extensions().get::<Caller>().cloned() {
+        let operator = caller.identity.kind == Kind::Operator && caller.proof == Proof::Certificate;
+        let action = Action { kind: "etcd", verb: Verb::Update };
+        let user =
+            !operator && gate.check(&caller, action, Target { project: None, name: None }).await.is_ok();
+        if operator || user {
+            request.extensions_mut().insert(if operator { Scope::Operator } else { Scope::Tenant });
+        }
+    }
+    next.run(request).await
+}
+
+async fn version() -> axum::Json<serde_json::Value> {
+    axum::Json(json!({ "name": "photon", "version": env!("CARGO_PKG_VERSION") }))
+}
+
+fn guarded_metrics() -> Router {
+    metrics::routes().layer(axum::middleware::from_fn(async |request: Request, next: Next| -> Response {
+        if request.extensions().get::<Caller>().is_none() {
+            let e = Error::new(Code::Unauthenticated, "metrics need an identity").hint("photon login");
+            return problem(&e);
+        }
+        next.run(request).await
+    }))
+}
+
+fn fields(s: &Arc<Shared>, service: &str) -> Map<String, serde_json::Value> {
+    let view = &s.view;
+    let count = |kind: &str, f: &dyn Fn(&photon_resource::Raw) -> bool| {
+        view.list(&format!("{}{kind}/", photon_resource::RESOURCE_PREFIX))
+            .iter()
+            .filter(|(_, o)| f(o))
+            .count()
+    };
+    let mut m = Map::new();
+    match service {
+        "iam" => {
+            m.insert("database".into(), "connected".into());
+            m.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        }
+        "plasmavmc" => {
+            m.insert("vms_running".into(), count("vm", &|o| o.status["phase"] == "running").into());
+        }
+        "prismnet" => {
+            m.insert("networks".into(), count("network", &|_| true).into());
+        }
+        _ => {}
+    }
+    m
+}
+
+fn one(s: &Arc<Shared>, service: &'static str) -> health::Report {
+    let s = s.clone();
+    Arc::new(move || (s.view.revision() > 0, fields(&s, service)))
+}
+
+fn whole(s: &Arc<Shared>) -> health::Report {
+    let s = s.clone();
+    Arc::new(move || {
+        let ready = s.view.revision() > 0;
+        let mut services = Map::new();
+        for service in &SERVICES {
+            let mut m = Map::new();
+            m.insert("status".into(), if ready { "healthy" } else { "unhealthy" }.into());
+            m.extend(fields(&s, service.name));
+            services.insert(service.name.into(), m.into());
+        }
+        let mut m = Map::new();
+        m.insert("node".into(), s.config.node.to_string().into());
+        m.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+        m.insert("services".into(), services.into());
+        (ready, m)
+    })
+}

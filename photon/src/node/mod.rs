@@ -1,0 +1,161 @@
+//! A node: all services of this process, wired. What a service needs of another it gets here, as a trait,
+//! a view of resources or a socket; the services do not know each other.
+
+mod identity;
+mod listeners;
+mod lock;
+pub mod report;
+
+pub use identity::Paths;
+pub use lock::{Lock, running_pid};
+
+use crate::config::{Config, Networking, is_root};
+use chainfire::{ChainFire, ChainFireConfig};
+use iam::{Iam, login::Login};
+use identity::Identity;
+use photon_auth::Gate;
+use photon_base::Result;
+use photon_reconcile::{Manager, View};
+use photon_resource::Store;
+use photon_rt::{task::Tasks, time::now};
+use plasmavmc::agent::{
+    ConsoleRoute, ContentRoute, Disks, HostAgent, ImageKeeper, Images, Incarnations, report_host,
+};
+use report::{Event, Reporter};
+use std::sync::Arc;
+
+/// A running node.
+pub struct Node {
+    tasks: Tasks,
+    chainfire: ChainFire,
+    _lock: Lock,
+}
+
+/// What the wiring of all services shares.
+pub(crate) struct Shared {
+    pub config: Config,
+    pub paths: Paths,
+    pub identity: Identity,
+    pub store: Store,
+    pub view: View,
+    pub gate: Gate,
+    pub login: Arc<Login>,
+    pub tasks: Tasks,
+}
+
+impl Node {
+    /// Starts everything in the order of the table, or nothing: an error stops what was started.
+    pub async fn start(config: Config, lock: Lock, reporter: &Reporter) -> Result<Node> {
+        let begun = now();
+        let tasks = Tasks::new();
+        let paths = Paths::new(&config.data_dir);
+        let identity = Identity::open(&config, &paths)?;
+
+        let step = reporter.step("chainfire");
+        let mut c = ChainFireConfig::new(paths.service("chainfire"));
+        c.name = config.node.to_string();
+        c.client_urls = vec![format!("https://{}:{}", config.listen, config.port(2379)?)];
+        c.peer_urls = vec![format!("https://{}:{}", config.listen, config.port(2380)?)];
+        let chainfire = ChainFire::open(c).await?;
+        step.done();
+
+        let node = Node { tasks: tasks.clone(), chainfire: chainfire.clone(), _lock: lock };
+        match node.start_services(config, paths, identity, reporter).await {
+            Ok(ready) => {
+                reporter.emit(&Event::Ready { ms: (now() - begun).as_millis() as u64, summary: ready });
+                Ok(node)
+            }
+            Err(e) => {
+                node.stop().await;
+                Err(e)
+            }
+        }
+    }
+
+    async fn start_services(
+        &self,
+        config: Config,
+        paths: Paths,
+        identity: Identity,
+        reporter: &Reporter,
+    ) -> Result<report::Summary> {
+        let store = Store::new(self.chainfire.kv(), Arc::new(photon_api::registry()));
+        let step = reporter.step("iam");
+        let admin = identity.admin_profile(&config, &paths)?;
+        iam::bootstrap::first_admin(&store, &admin.password).await?;
+        let manager = Manager::new(store.clone());
+        let view = manager.view();
+        let gate = Gate::new(Arc::new(Iam::new(view.clone())));
+        let login = Login::new(store.clone(), identity.tokens.clone());
+        iam::audit::trim(store.clone(), &self.tasks);
+        step.done();
+
+        let networking = match config.networking {
+            Networking::Auto if is_root() => "host",
+            Networking::Auto | Networking::User => "user",
+            Networking::Host => "host",
+        };
+        let mut manager = manager;
+        let poke = manager.poke();
+        let step = reporter.step("prismnet");
+        manager.add(prismnet::control::Ipam);
+        manager.add(prismnet::agent::Networks {});
+        manager.add(prismnet::agent::Ports { host: config.node.clone() });
+        step.done();
+
+        let step = reporter.step("plasmavmc");
+        let agent =
+            HostAgent::open(&paths.service("plasmavmc"), config.node.clone(), poke.clone(), &self.tasks)
+                .await?;
+        let images = Images::new(&agent);
+        if let Some(guest) = &config.guest_dir {
+            images.ensure_builtin(&store, guest).await?;
+        }
+        manager.add(plasmavmc::control::VmController);
+        manager.add(Incarnations { agent: agent.clone(), images: images.clone() });
+        manager.add(Disks { agent: agent.clone() });
+        manager.add(ImageKeeper(images.clone()));
+        report_host(agent.clone(), store.clone(), networking, &self.tasks).await?;
+        let console = Arc::new(ConsoleRoute::new(agent.clone(), store.clone()));
+        let content = Arc::new(ContentRoute { images, store: store.clone(), poke });
+        step.done();
+
+        let tasks = self.tasks.clone();
+        let shared = Arc::new(Shared { config, paths, identity, store, view, gate, login, tasks });
+        manager.start(&self.tasks);
+        shared.view.reached(1).await;
+        let step = reporter.step("api");
+        let summary = listeners::start(&shared, &self.chainfire, console, content).await?;
+        step.done();
+        Ok(summary)
+    }
+
+    /// Stops everything. VMs run on.
+    pub async fn stop(self) {
+        self.tasks.shutdown().await;
+        self.chainfire.shutdown().await;
+    }
+}
+
+/// Time for a guest to shut down when the machine's VMs are stopped.
+const SHUTDOWN_TIME_MAX: photon_rt::time::Duration = photon_rt::time::Duration::from_secs(10);
+
+/// Stops every VM that runs from `data_dir`. The cloud itself must not run.
+pub async fn stop_vms(data_dir: &std::path::Path) -> Result<()> {
+    use plasmavmc::engine::{Hypervisor, Stop};
+    let tasks = Tasks::new();
+    let hypervisor = Hypervisor::new(
+        &plasmavmc::agent::run_dir(&Paths::new(data_dir).service("plasmavmc")),
+        tasks.clone(),
+    )
+    .await?;
+    let all = hypervisor.list().await?;
+    let stop =
+        all.iter().map(|v| hypervisor.ensure_stopped(v.id, Stop::Graceful { limit: SHUTDOWN_TIME_MAX }));
+    for r in futures::future::join_all(stop).await {
+        r?;
+    }
+    crate::cli::say(&format!("{} VMs stopped", all.len()));
+    tasks.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,273 @@
+//! Images on this host: one folder each, complete when `ready.json` is there.
+
+use super::{HostAgent, disks};
+use crate::engine;
+use async_trait::async_trait;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use photon_api::{ImageFormat, ImageSpec, set_condition};
+use photon_auth::Authorized;
+use photon_base::{Bytes, Code, Error, Name, Result, Uid};
+use photon_reconcile::{Context, Next, Poke, Reconcile};
+use photon_resource::{Draft, Key, Store, http::Connect};
+use photon_rt::{fs, task::blocking, time::wall};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// Keeps an image until its files are gone.
+const FINALIZER: &str = "plasmavmc-agent";
+/// Largest upload.
+const UPLOAD_BYTES_MAX: u64 = 256 << 30;
+
+/// What is known of complete content.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Ready {
+    sha256: String,
+    size: Bytes,
+    /// Kernel command line, for kernel images.
+    #[serde(default)]
+    cmdline: String,
+}
+
+/// The images of a host.
+#[derive(Clone)]
+pub struct Images {
+    dir: PathBuf,
+}
+
+impl Images {
+    /// Below the agent's folder.
+    pub fn new(agent: &HostAgent) -> Images {
+        Images { dir: agent.dir().join("images") }
+    }
+
+    fn folder(&self, id: Uid) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    fn ready(&self, id: Uid) -> Option<Ready> {
+        let text = fs::read_text(&self.folder(id).join("ready.json"), 64 << 10).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// The folder of complete content.
+    pub fn content(&self, id: Uid) -> Option<PathBuf> {
+        self.ready(id).map(|_| self.folder(id))
+    }
+
+    /// The command line of a kernel image.
+    pub fn cmdline(&self, id: Uid) -> Result<String> {
+        self.ready(id).map(|r| r.cmdline).ok_or_else(|| Error::unavailable("the image is not on this host"))
+    }
+
+    fn finish(&self, id: Uid, ready: &Ready) -> Result<()> {
+        let text = serde_json::to_string(ready)
+            .map_err(|e| Error::internal("cannot write an image's record").why(e))?;
+        fs::write_atomic(&self.folder(id).join("ready.json"), text.as_bytes(), 0o600)
+    }
+
+    /// Makes the image `tiny` of the guest that was built into `source`, at the first start that finds
+    /// one. An admin may delete it; it does not come back by itself.
+    pub async fn ensure_builtin(&self, store: &Store, source: &Path) -> Result<()> {
+        let marker = self.dir.join("tiny-imported");
+        if marker.exists() {
+            return Ok(());
+        }
+        let text = fs::read_text(&source.join("manifest.json"), 1 << 20)?;
+        let manifest: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| Error::internal("the guest's manifest is damaged").why(e))?;
+        let name: Name = "tiny".parse()?;
+        let image = match store.get::<ImageSpec>(None, &name).await? {
+            Some(i) => i.meta.id,
+            None => {
+                let spec = ImageSpec {
+                    format: ImageFormat::Kernel,
+                    description: "a tiny Linux, for trying things out".into(),
+                    min_memory: Bytes::mib(64),
+                };
+                let draft = Draft {
+                    project: None,
+                    name,
+                    labels: Default::default(),
+                    owner: None,
+                    id: None,
+                    spec: serde_json::to_value(&spec).unwrap_or_default(),
+                    status: serde_json::Value::Null,
+                };
+                let mut tx = store.begin();
+                let made = tx.create(store.kind_of::<ImageSpec>()?, draft).await?;
+                tx.commit().await?;
+                made.meta.id
+            }
+        };
+        let folder = self.folder(image);
+        fs::private_dir(&folder)?;
+        let mut size = 0;
+        let mut digest = Sha256::new();
+        for file in ["vmlinux", "initrd"] {
+            let from = source.join(file);
+            let data = blocking(move || fs::read(from))
+                .await
+                .map_err(|e| Error::internal(format!("the guest's {file} can't be read")).why(e))?;
+            size += data.len() as u64;
+            digest.update(&data);
+            let to = folder.join(file);
+            blocking(move || fs::write_atomic(&to, &data, 0o600)).await?;
+        }
+        let cmdline = manifest["cmdline"].as_str().unwrap_or("console=ttyS0").to_string();
+        self.finish(image, &Ready { sha256: hex(digest), size: Bytes(size), cmdline })?;
+        fs::write_atomic(&marker, b"", 0o600)
+    }
+}
+
+/// Reports images and removes those that go.
+pub struct ImageKeeper(pub Images);
+
+#[async_trait]
+impl Reconcile for ImageKeeper {
+    type Kind = ImageSpec;
+
+    fn name(&self) -> &'static str {
+        "plasmavmc-images"
+    }
+
+    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
+        let Some(image) = cx.get::<ImageSpec>(None, &key.name)? else { return Ok(Next::Done) };
+        let mut tx = cx.store().begin();
+        if !image.is_wanted() {
+            if image.has_finalizer(FINALIZER) {
+                disks::remove(self.0.folder(image.meta.id)).await?;
+                tx.update(&image, |i| i.meta.finalizers.retain(|f| f != FINALIZER)).await?;
+                tx.commit().await?;
+            }
+            return Ok(Next::Done);
+        }
+        let mut s = image.status.clone();
+        s.observed_generation = image.meta.generation;
+        match self.0.ready(image.meta.id) {
+            Some(r) => {
+                (s.phase, s.sha256, s.size) = ("ready".into(), r.sha256, r.size);
+                set_condition(&mut s.conditions, "Ready", true, "Imported", "", wall());
+            }
+            None if s.phase != "failed" => {
+                s.phase = "pending".into();
+                let how = "it waits for its content: photon image import FILE --name NAME";
+                set_condition(&mut s.conditions, "Ready", false, "NoContent", how, wall());
+            }
+            None => {}
+        }
+        if s != image.status {
+            tx.update(&image, |i| i.status = s).await?;
+            tx.commit().await?;
+        }
+        Ok(Next::Done)
+    }
+}
+
+/// `PUT /v1/images/{name}/content`: the bytes of a raw or qcow2 file.
+pub struct ContentRoute {
+    /// Where they go.
+    pub images: Images,
+    /// The record of the image.
+    pub store: Store,
+    /// Told when the image is complete.
+    pub poke: Poke,
+}
+
+#[async_trait]
+impl Connect for ContentRoute {
+    async fn connect(&self, who: Authorized, request: axum::extract::Request) -> Result<Response> {
+        if request.method() != http::Method::PUT {
+            return Err(Error::new(Code::Invalid, "content is sent by PUT"));
+        }
+        let name = who.target().name.clone().ok_or_else(|| Error::internal("content without an image"))?;
+        let key = Key::new("image", None, name.clone());
+        let image = self.store.get::<ImageSpec>(None, &name).await?.ok_or_else(|| Error::not_found(&key))?;
+        let format = match image.spec.format {
+            ImageFormat::Raw => engine::Format::Raw,
+            ImageFormat::Qcow2 => engine::Format::Qcow2,
+            ImageFormat::Kernel => return Err(Error::new(Code::Unsupported, "kernel images are built in")),
+        };
+        if self.images.ready(image.meta.id).is_some() {
+            return Err(Error::new(Code::Exists, format!("{key} has its content")).hint("make a new image"));
+        }
+        let folder = self.images.folder(image.meta.id);
+        fs::private_dir(&folder)?;
+        // A name of its own for each try: two uploads at once do not mix, and the first complete one wins.
+        let upload = folder.join(format!("upload-{:x}", photon_rt::entropy::u64()));
+        let received = receive(&upload, request).await;
+        let outcome = match received {
+            Ok(sha256) => super::seam::import(&upload, format, &folder.join("disk.raw"))
+                .await
+                .map(|size| (sha256, size)),
+            Err(e) => Err(e),
+        };
+        let _ = fs::remove_file(&upload); // gone already when the import moved it
+        let (sha256, size) = match outcome {
+            Ok(o) => o,
+            Err(e) => {
+                self.note_failure(&name, &e).await;
+                return Err(e);
+            }
+        };
+        self.images.finish(image.meta.id, &Ready { sha256, size, cmdline: String::new() })?;
+        let mut tx = self.store.begin();
+        tx.audit(&photon_resource::AuditRecord::of(&who, &key, image.meta.id, Vec::new()))?;
+        tx.commit().await?;
+        self.poke.poke(&key);
+        Ok(http::StatusCode::NO_CONTENT.into_response())
+    }
+}
+
+impl ContentRoute {
+    /// Says in the record why the content was refused.
+    async fn note_failure(&self, name: &Name, e: &Error) {
+        let Ok(Some(image)) = self.store.get::<ImageSpec>(None, name).await else { return };
+        let mut tx = self.store.begin();
+        let change = tx.update(&image, |i| {
+            i.status.phase = "failed".into();
+            i.status.observed_generation = i.meta.generation;
+            set_condition(&mut i.status.conditions, "Ready", false, "Refused", e.to_string(), wall());
+        });
+        if change.await.is_ok() {
+            let _ = tx.commit().await; // the caller has the error itself
+        }
+    }
+}
+
+/// Writes the body to `path`, hashing as it goes.
+async fn receive(path: &Path, request: axum::extract::Request) -> Result<String> {
+    let failed = |e: std::io::Error| Error::new(Code::Exhausted, "the image cannot be stored").why(e);
+    let mut file = Some(fs::OpenOptions::new().create_new(true).write(true).open(path).map_err(failed)?);
+    let mut digest = Sha256::new();
+    let mut size = 0u64;
+    let mut body = request.into_body().into_data_stream();
+    while let Some(chunk) = body.next().await {
+        let chunk = chunk.map_err(|e| Error::new(Code::Invalid, "the upload broke off").why(e))?;
+        size += chunk.len() as u64;
+        if size > UPLOAD_BYTES_MAX {
+            return Err(Error::new(Code::Invalid, "the image is too large").why("at most 256GiB are read"));
+        }
+        digest.update(&chunk);
+        let mut f = file.take().ok_or_else(|| Error::internal("an upload without a file"))?;
+        let (f, written) = blocking(move || {
+            let r = f.write_all(&chunk);
+            (f, r)
+        })
+        .await;
+        written.map_err(failed)?;
+        file = Some(f);
+    }
+    if let Some(f) = file {
+        blocking(move || f.sync_all()).await.map_err(failed)?;
+    }
+    Ok(hex(digest))
+}
+
+fn hex(digest: Sha256) -> String {
+    digest.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
