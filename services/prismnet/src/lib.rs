@@ -5,4 +5,5 @@
 
 pub mod agent;
 pub mod control;
+pub mod dhcp;
 pub mod engine;

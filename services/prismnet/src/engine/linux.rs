@@ -7,11 +7,13 @@
 //! between any two steps is healed by the next call. Names are derived: namespace
 //! `photon-<instance>-<8 hex>`, host end of the veth pair `ph<instance><8 hex>`, TAP `t<10 hex>`.
 
-use super::{DataPlane, Found, NetworkPlan, PortPlan, rules};
+use super::{
+    DataPlane, Found, NetworkPlan, PortPlan, rules, tools,
+    tools::{Link, has, ip, links, nft, set, sysctl},
+};
 use async_trait::async_trait;
 use photon_base::{Error, Result, Uid};
-use photon_rt::{process::run, task::blocking, time::Duration};
-use serde::Deserialize;
+use photon_rt::{process::run, task::blocking};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
@@ -24,7 +26,6 @@ pub const BRIDGE: &str = "br0";
 /// The namespace's end of the veth pair.
 pub(super) const UPLINK: &str = "up0";
 const RUN: &str = "/run/netns";
-const LIMIT: Duration = Duration::from_secs(20);
 /// /31 pairs (RFC 3021) in 100.64.0.0/10.
 const PAIRS: u32 = 1 << 21;
 
@@ -34,73 +35,6 @@ pub struct LinuxPlane {
     instance: String,
     /// `ip netns` is not safe against itself, and a free link address is looked for and then taken.
     turn: Mutex<()>,
-}
-
-#[derive(Deserialize)]
-struct Link {
-    ifname: String,
-    #[serde(default)]
-    addr_info: Vec<Address>,
-}
-
-#[derive(Deserialize)]
-struct Address {
-    local: Option<std::net::IpAddr>,
-    #[serde(default)]
-    prefixlen: u8,
-}
-
-async fn ip(netns: Option<&str>, script: &str) -> Result<()> {
-    if script.is_empty() {
-        return Ok(());
-    }
-    let mut args = netns.map_or(vec![], |n| vec!["-n", n]);
-    args.extend(["-batch", "-"]);
-    run("ip", &args, Some(script.as_bytes()), LIMIT).await.map(drop)
-}
-
-async fn nft(netns: Option<&str>, script: &str) -> Result<()> {
-    match netns {
-        Some(n) => run("ip", &["netns", "exec", n, "nft", "-f", "-"], Some(script.as_bytes()), LIMIT).await,
-        None => run("nft", &["-f", "-"], Some(script.as_bytes()), LIMIT).await,
-    }
-    .map(drop)
-}
-
-async fn links(netns: Option<&str>) -> Result<Vec<Link>> {
-    let mut args = netns.map_or(vec![], |n| vec!["-n", n]);
-    args.extend(["-j", "addr", "show"]);
-    let json = run("ip", &args, None, LIMIT).await?;
-    serde_json::from_slice(&json).map_err(|e| Error::internal("ip's answer is not understood").why(e))
-}
-
-fn has(links: &[Link], name: &str) -> bool {
-    links.iter().any(|l| l.ifname == name)
-}
-
-/// Writes kernel settings, in the namespace if one is named.
-async fn sysctl(netns: Option<PathBuf>, settings: Vec<(String, &'static str)>) -> Result<()> {
-    let write = move || -> std::io::Result<()> {
-        for (key, value) in &settings {
-            let path = Path::new("/proc/sys").join(key.replace('.', "/"));
-            // A kernel without a feature has no setting to forbid it.
-            if path.exists() {
-                let mut file = photon_rt::fs::OpenOptions::new().write(true).open(&path)?;
-                std::io::Write::write_all(&mut file, value.as_bytes())?;
-            }
-        }
-        Ok(())
-    };
-    blocking(move || match netns {
-        Some(ns) => photon_rt::net::in_netns(&ns, write),
-        None => write(),
-    })
-    .await
-    .map_err(|e| Error::internal("kernel settings cannot be written").why(e))
-}
-
-fn set(key: impl Into<String>, value: &'static str) -> (String, &'static str) {
-    (key.into(), value)
 }
 
 impl LinuxPlane {
@@ -132,12 +66,15 @@ impl LinuxPlane {
             }
             self.drop_netns(name).await?;
         }
-        run("ip", &["netns", "add", name], None, LIMIT).await.map(drop)
+        run("ip", &["netns", "add", name], None, tools::LIMIT).await.map(drop)
     }
 
     async fn drop_netns(&self, name: &str) -> Result<()> {
         let path = Path::new(RUN).join(name);
-        if path.exists() && run("ip", &["netns", "del", name], None, LIMIT).await.is_err() && path.exists() {
+        if path.exists()
+            && run("ip", &["netns", "del", name], None, tools::LIMIT).await.is_err()
+            && path.exists()
+        {
             photon_rt::fs::remove_file(&path)
                 .map_err(|e| Error::internal(format!("cannot remove {}", path.display())).why(e))?;
         }

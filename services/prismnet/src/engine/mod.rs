@@ -12,6 +12,7 @@
 
 mod linux;
 mod rules;
+mod tools;
 mod user;
 
 pub use linux::{BRIDGE, LinuxPlane};
