@@ -30,6 +30,10 @@ impl Context {
         Context { view, store, reads: Mutex::default() }
     }
 
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
     fn note(&self, f: impl FnOnce(&mut Reads)) {
         f(&mut self.reads.lock().unwrap_or_else(PoisonError::into_inner));
     }

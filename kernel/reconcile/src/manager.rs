@@ -219,5 +219,7 @@ async fn run_once(
             Outcome::Failed
         }
     };
-    (cx.reads(), outcome)
+    // An object that is gone has no next run to prepare for.
+    let gone = outcome == Outcome::Done(None) && cx.view().get(storage).is_none();
+    (if gone { crate::context::Reads::default() } else { cx.reads() }, outcome)
 }

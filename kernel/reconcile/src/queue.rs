@@ -2,7 +2,10 @@
 
 use crate::context::Reads;
 use photon_rt::time::{Duration, Instant};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{
+    BTreeSet, HashMap, HashSet,
+    hash_map::{Entry, OccupiedEntry},
+};
 
 /// A reconciler (by index) and one of its storage keys.
 pub type Item = (usize, String);
@@ -21,7 +24,7 @@ pub struct Queue {
     failures: HashMap<Item, u32>,
     reads: HashMap<Item, Reads>,
     by_key: HashMap<String, HashSet<Item>>,
-    by_prefix: BTreeMap<String, HashSet<Item>>,
+    by_prefix: HashMap<String, HashSet<Item>>,
 }
 
 impl Queue {
@@ -103,13 +106,15 @@ impl Queue {
         }
         if let Some(old) = self.reads.remove(item) {
             for k in &old.keys {
-                drop_from(self.by_key.get_mut(k), item);
+                if let Entry::Occupied(e) = self.by_key.entry(k.clone()) {
+                    forget(e, item);
+                }
             }
-            self.by_key.retain(|_, v| !v.is_empty());
             for p in &old.prefixes {
-                drop_from(self.by_prefix.get_mut(p), item);
+                if let Entry::Occupied(e) = self.by_prefix.entry(p.clone()) {
+                    forget(e, item);
+                }
             }
-            self.by_prefix.retain(|_, v| !v.is_empty());
         }
         for k in &reads.keys {
             self.by_key.entry(k.clone()).or_default().insert(item.clone());
@@ -129,9 +134,11 @@ impl Queue {
     }
 }
 
-fn drop_from(set: Option<&mut HashSet<Item>>, item: &Item) {
-    if let Some(s) = set {
-        s.remove(item);
+/// Takes one reader out, and the set with it when it was the last.
+fn forget(mut readers: OccupiedEntry<'_, String, HashSet<Item>>, item: &Item) {
+    readers.get_mut().remove(item);
+    if readers.get().is_empty() {
+        readers.remove();
     }
 }
 

@@ -247,11 +247,14 @@ pub async fn run(global: &Global, kind: &KindInfo, m: &ArgMatches) -> Result<()>
             act(global, kind, &client, m, &base, Method::PATCH, &item, body).await
         }
         "delete" => {
-            client.call(Method::DELETE, &item, None).await?;
-            if m.get_flag("wait") {
+            let left = client.call(Method::DELETE, &item, None).await?;
+            // Without finalizers it is gone with the answer.
+            let mut gone = left["meta"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+            if m.get_flag("wait") && !gone {
                 wait::gone(&client, kind, &base, &name, limit(m)).await?;
+                gone = true;
             }
-            said(global, kind, &name, if m.get_flag("wait") { "deleted" } else { "is being deleted" });
+            said(global, kind, &name, if gone { "deleted" } else { "is being deleted" });
             Ok(())
         }
         "watch" => watch(global, kind, &client, &base).await,

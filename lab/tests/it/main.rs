@@ -1,0 +1,5 @@
+//! Experiments on whole clouds, and the laws of the house.
+#![allow(clippy::disallowed_methods, reason = "the lab drives programs from outside, as a user does")]
+
+mod laws;
+mod tour;
