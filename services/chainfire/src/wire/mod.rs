@@ -1,9 +1,10 @@
 //! Foreign protocols: etcd v3 gRPC, and the HTTP pages beside it.
 
+mod codec;
+mod grpc;
 mod http;
 mod kv;
 mod lease;
-mod limit;
 mod misc;
 mod watch;
 
@@ -21,10 +22,7 @@ mod generated {
 pub use generated::{etcdserverpb, mvccpb};
 
 use crate::{ChainFire, EtcdError, Scope, command::MAX_REQUEST};
-use etcdserverpb::{
-    ResponseHeader, auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
-    lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
-};
+use etcdserverpb::ResponseHeader;
 use tonic::{Request, Status};
 
 /// The release of etcd whose interface this is; clients decide by it what they may ask for.
@@ -66,19 +64,10 @@ fn scope<T>(r: &Request<T>) -> Result<Scope, Status> {
 }
 
 impl ChainFire {
-    /// Everything that port 2379 serves: gRPC, `/health`, `/version`, `/metrics`. The listener puts a
-    /// [`Scope`] into the extensions of each request whose caller it knows; gRPC and `/metrics` refuse
-    /// requests without.
+    /// Everything that port 2379 serves: `/health`, `/version`, `/metrics`, and gRPC as the fallback of
+    /// these. The listener puts a [`Scope`] into the extensions of each request whose caller it knows;
+    /// gRPC and `/metrics` refuse requests without.
     pub fn router(&self) -> axum::Router {
-        let api = Api(self.clone());
-        tonic::service::Routes::new(KvServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(WatchServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(LeaseServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(ClusterServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(MaintenanceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(AuthServer::new(api).max_decoding_message_size(MAX_MESSAGE))
-            .into_axum_router()
-            .layer(axum::middleware::map_response(limit::in_etcds_words))
-            .merge(http::pages(self))
+        http::pages(self).fallback_service(grpc::Grpc::new(Api(self.clone())))
     }
 }

@@ -18,6 +18,8 @@ fn generated_code_is_current() {
     let write = std::env::var_os("PHOTON_REGENERATE").is_some();
     for name in ["etcdserverpb.rs", "mvccpb.rs"] {
         let fresh = photon_rt::fs::read_text(&out.path().join(name), 1 << 20).expect("generated file");
+        // The generator has no setting for this.
+        let fresh = fresh.replace("tonic_prost::ProstCodec", "crate::wire::codec::SmallCodec");
         let kept = here.join("src/wire/gen").join(name);
         if write {
             photon_rt::fs::write_atomic(&kept, fresh.as_bytes(), 0o644).expect("write");

@@ -1,0 +1,93 @@
+//! All gRPC services as one. A match on the path, because it is on the way of every request: a router
+//! with patterns takes several allocations for each.
+
+use super::{Api, MAX_MESSAGE, etcdserverpb::*};
+use axum::body::Body;
+use http::{HeaderValue, Request, Response};
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tonic::Status;
+use tower::Service;
+
+/// The services.
+#[derive(Clone)]
+pub struct Grpc {
+    kv: kv_server::KvServer<Api>,
+    watch: watch_server::WatchServer<Api>,
+    lease: lease_server::LeaseServer<Api>,
+    cluster: cluster_server::ClusterServer<Api>,
+    maintenance: maintenance_server::MaintenanceServer<Api>,
+    auth: auth_server::AuthServer<Api>,
+}
+
+impl Grpc {
+    /// Of one ChainFire.
+    pub fn new(api: Api) -> Grpc {
+        Grpc {
+            kv: kv_server::KvServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
+            watch: watch_server::WatchServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
+            lease: lease_server::LeaseServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
+            cluster: cluster_server::ClusterServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
+            maintenance: maintenance_server::MaintenanceServer::new(api.clone())
+                .max_decoding_message_size(MAX_MESSAGE),
+            auth: auth_server::AuthServer::new(api).max_decoding_message_size(MAX_MESSAGE),
+        }
+    }
+}
+
+impl Service<Request<Body>> for Grpc {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let service = request.uri().path().strip_prefix("/etcdserverpb.").and_then(|p| p.split_once('/'));
+        let answer = match service.map(|(name, _)| name) {
+            Some("KV") => self.kv.call(request),
+            Some("Watch") => self.watch.call(request),
+            Some("Lease") => self.lease.call(request),
+            Some("Cluster") => self.cluster.call(request),
+            Some("Maintenance") => self.maintenance.call(request),
+            Some("Auth") => self.auth.call(request),
+            _ => return Box::pin(std::future::ready(Ok(unknown(&request)))),
+        };
+        Box::pin(async move { Ok(in_etcds_words(answer.await?).map(Body::new)) })
+    }
+}
+
+/// Another service of etcd's, or no gRPC at all.
+fn unknown(request: &Request<Body>) -> Response<Body> {
+    let grpc = request
+        .headers()
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
+    if grpc {
+        return Status::unimplemented("unknown service").into_http();
+    }
+    let mut r = Response::new(Body::from("404 page not found\n"));
+    *r.status_mut() = http::StatusCode::NOT_FOUND;
+    r
+}
+
+/// tonic's refusal of a message that is too large, in the words of the library that etcd uses. Such
+/// an answer consists of headers only.
+fn in_etcds_words<B>(mut response: Response<B>) -> Response<B> {
+    let headers = response.headers_mut();
+    let too_large = headers.get("grpc-status").is_some_and(|s| s == "11")
+        && headers
+            .get("grpc-message")
+            .is_some_and(|m| m.as_bytes().starts_with(b"Error,%20decoded%20message%20length"));
+    if too_large {
+        headers.insert("grpc-status", HeaderValue::from_static("8"));
+        headers.insert("grpc-message", HeaderValue::from_static("grpc: received message larger than max"));
+    }
+    response
+}
