@@ -21,6 +21,10 @@ use photon_rt::{task::Tasks, time::now};
 use plasmavmc::agent::{
     ConsoleRoute, ContentRoute, Disks, HostAgent, ImageKeeper, Images, Incarnations, report_host,
 };
+use prismnet::{
+    agent::HostNet,
+    engine::{DataPlane, LinuxPlane, UserPlane},
+};
 use report::{Event, Reporter};
 use std::sync::Arc;
 
@@ -99,8 +103,14 @@ impl Node {
         let poke = manager.poke();
         let step = reporter.step("prismnet");
         manager.add(prismnet::control::Ipam);
-        manager.add(prismnet::agent::Networks {});
-        manager.add(prismnet::agent::Ports { host: config.node.clone() });
+        let plane: Box<dyn DataPlane> = match networking {
+            "host" => Box::new(LinuxPlane::new(&config.data_dir.display().to_string())),
+            _ => Box::new(UserPlane),
+        };
+        let net = HostNet::new(config.node.clone(), plane, self.tasks.clone());
+        let missing = net.missing();
+        manager.add(prismnet::agent::Networks(net.clone()));
+        manager.add(prismnet::agent::Ports(net));
         step.done();
 
         let step = reporter.step("plasmavmc");
@@ -125,7 +135,8 @@ impl Node {
         manager.start(&self.tasks);
         shared.view.reached(1).await;
         let step = reporter.step("api");
-        let summary = listeners::start(&shared, &self.chainfire, console, content).await?;
+        let mut summary = listeners::start(&shared, &self.chainfire, console, content).await?;
+        summary.notes = missing;
         step.done();
         Ok(summary)
     }

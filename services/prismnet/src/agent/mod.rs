@@ -1,86 +1,60 @@
-//! What runs on every host: networks and ports made so, by the data plane that this host can have.
+//! What runs on every host: networks and ports made so by the data plane that this host can have, and DHCP
+//! on every network.
+//!
+//! Invariants: what was ensured with a plan is not ensured again with the same plan by the same process;
+//! the sweep never removes what was ensured while it looked (it holds everybody else off).
 
-use crate::control::AGENT_FINALIZER;
-use async_trait::async_trait;
-use photon_api::{NetworkSpec, PortSpec, set_condition};
-use photon_base::{Name, Result};
-use photon_reconcile::{Context, Next, Reconcile};
-use photon_resource::Key;
-use photon_rt::time::wall;
+mod networks;
+mod ports;
 
-/// Keeps a network until its devices are gone.
-const NETWORK_FINALIZER: &str = "prismnet";
+pub use networks::Networks;
+pub use ports::Ports;
 
-/// Makes networks so.
-pub struct Networks {}
+use crate::{
+    dhcp::Server,
+    engine::{DataPlane, NetworkPlan, PortPlan},
+};
+use photon_base::{Name, Uid};
+use photon_rt::task::Tasks;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::RwLock;
 
-#[async_trait]
-impl Reconcile for Networks {
-    type Kind = NetworkSpec;
+/// One host's agent. Clones are the same agent.
+#[derive(Clone)]
+pub struct HostNet(Arc<Inner>);
 
-    fn name(&self) -> &'static str {
-        "prismnet-networks"
-    }
-
-    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
-        let Some(n) = cx.get::<NetworkSpec>(key.project.as_ref(), &key.name)? else { return Ok(Next::Done) };
-        let mut tx = cx.store().begin();
-        if !n.is_wanted() {
-            if n.has_finalizer(NETWORK_FINALIZER) {
-                tx.update(&n, |n| n.meta.finalizers.retain(|f| f != NETWORK_FINALIZER)).await?;
-                tx.commit().await?;
-            }
-            return Ok(Next::Done);
-        }
-        let mut s = n.status.clone();
-        (s.phase, s.gateway, s.mtu, s.netns) = ("active".into(), Some(n.spec.cidr.gateway()), 1500, None);
-        s.observed_generation = n.meta.generation;
-        let note = "user-mode networking: every vm is alone on it";
-        set_condition(&mut s.conditions, "Ready", true, "UserMode", note, wall());
-        if s != n.status {
-            tx.update(&n, |n| n.status = s).await?;
-            tx.commit().await?;
-        }
-        Ok(Next::Done)
-    }
+struct Inner {
+    host: Name,
+    plane: Box<dyn DataPlane>,
+    tasks: Tasks,
+    /// Held for reading while something is ensured, for writing while the sweep looks and removes.
+    quiet: RwLock<()>,
+    done: Mutex<Done>,
 }
 
-/// Makes ports so.
-pub struct Ports {
-    /// This host.
-    pub host: Name,
+/// What this process has made so.
+#[derive(Default)]
+struct Done {
+    networks: HashMap<Uid, NetworkPlan>,
+    ports: HashMap<Uid, PortPlan>,
+    dhcp: HashMap<Uid, Server>,
 }
 
-#[async_trait]
-impl Reconcile for Ports {
-    type Kind = PortSpec;
-
-    fn name(&self) -> &'static str {
-        "prismnet-ports"
+impl HostNet {
+    /// The agent of `host` on `plane`.
+    pub fn new(host: Name, plane: Box<dyn DataPlane>, tasks: Tasks) -> HostNet {
+        HostNet(Arc::new(Inner { host, plane, tasks, quiet: RwLock::default(), done: Mutex::default() }))
     }
 
-    async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
-        let Some(p) = cx.get::<PortSpec>(key.project.as_ref(), &key.name)? else { return Ok(Next::Done) };
-        if p.spec.host.as_ref().is_some_and(|h| *h != self.host) {
-            return Ok(Next::Done);
-        }
-        let mut tx = cx.store().begin();
-        if !p.is_wanted() {
-            if p.has_finalizer(AGENT_FINALIZER) {
-                tx.update(&p, |p| p.meta.finalizers.retain(|f| f != AGENT_FINALIZER)).await?;
-                tx.commit().await?;
-            }
-            return Ok(Next::Done);
-        }
-        let ready = p.status.address.is_some() && p.spec.host.is_some();
-        let mut s = p.status.clone();
-        if ready {
-            s.phase = "active".into();
-        }
-        if s != p.status {
-            tx.update(&p, |p| p.status = s).await?;
-            tx.commit().await?;
-        }
-        Ok(Next::Done)
+    /// What this host cannot do, one sentence each.
+    pub fn missing(&self) -> Vec<String> {
+        self.0.plane.missing()
+    }
+
+    fn done(&self) -> MutexGuard<'_, Done> {
+        self.0.done.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
