@@ -76,15 +76,20 @@ impl<M: Machine> Applier<M> {
         self.at
     }
 
-    /// Makes the state durable. The log may then be purged up to the answer.
-    pub(crate) fn checkpoint(&mut self) -> Result<Position, MachineError> {
-        guard("checkpoint", || self.machine.checkpoint())
+    /// Makes the state durable. The log may then be purged up to the first position; the second is
+    /// the machine's own.
+    pub(crate) fn checkpoint(&mut self) -> Result<(Position, Position), MachineError> {
+        let machine = guard("checkpoint", || self.machine.checkpoint())?;
+        // When nothing applied is missing, the entries since are no commands.
+        let position = if machine == self.machine.applied() { self.at.max(machine) } else { machine };
+        Ok((position, machine))
     }
 
     pub(crate) fn snapshot(&self) -> Result<(Position, Bytes), MachineError> {
         guard("snapshot", || {
             let (at, chunks) = self.machine.snapshot()?;
-            Ok((at, join(chunks)?))
+            // Whoever installs it need not be told of entries without a command since.
+            Ok((if at == self.machine.applied() { self.at.max(at) } else { at }, join(chunks)?))
         })
     }
 

@@ -46,6 +46,7 @@ pub trait Machine: Send + 'static {
     /// Makes the state durable and says how far it goes.
     fn checkpoint(&mut self) -> Result<Position, MachineError>;
 
+    #[allow(clippy::type_complexity, reason = "an alias would hide what an implementor must return")]
     /// The whole state at `applied()`, as chunks of at most 1 MiB, consistent although `apply` goes
     /// on meanwhile.
     fn snapshot(

@@ -111,7 +111,7 @@ pub(crate) trait Applies: Send {
         commands: Vec<Committed>,
         position: Position,
     ) -> Result<Position, crate::MachineError>;
-    fn checkpoint(&mut self) -> Result<Position, crate::MachineError>;
+    fn checkpoint(&mut self) -> Result<(Position, Position), crate::MachineError>;
     fn snapshot(&self) -> Result<(Position, Bytes), crate::MachineError>;
     fn restore(&mut self, at: Position, data: Bytes) -> Result<(), crate::MachineError>;
     fn read_ready(&self, read: u64);
@@ -134,7 +134,7 @@ impl<M: Machine> Applies for Typed<M> {
         Ok(self.applier.at())
     }
 
-    fn checkpoint(&mut self) -> Result<Position, crate::MachineError> {
+    fn checkpoint(&mut self) -> Result<(Position, Position), crate::MachineError> {
         self.applier.checkpoint()
     }
 
@@ -202,7 +202,7 @@ impl Store {
         transport: impl Transport,
     ) -> Result<Store, StoreError> {
         let log = Log::open(disk.clone(), config.log)?;
-        let core_config = CoreConfig { node: config.node, ..config.core.clone() };
+        let core_config = CoreConfig { node: config.node, ..config.core };
         let core = Core::new(core_config, log);
         let inner = Arc::new(Inner {
             inbox: Inbox::new(config.inbox_messages),
@@ -333,6 +333,10 @@ fn log_loop(
             match ask {
                 Ask::Input(input) => inputs.push(input),
                 Ask::Attach { id, members, applied, machine, member, done } => {
+                    if core.status(id).is_some() {
+                        let _ = done.send(Err(StoreError::Invalid(format!("{id} runs already"))));
+                        continue;
+                    }
                     // The machine must be there before the group's first output.
                     lock(&inner.members).insert(id, member);
                     let _ = inner.jobs.push(Job::Attach { id, machine });
@@ -436,7 +440,10 @@ fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, outpu
         }
         Output::Checkpoint { group } => {
             let Some(m) = machines.get_mut(&group) else { return };
-            (group, m.checkpoint().map(|position| Input::Checkpointed { group, position }))
+            (
+                group,
+                m.checkpoint().map(|(position, machine)| Input::Checkpointed { group, position, machine }),
+            )
         }
         Output::TakeSnapshot { group } => {
             let Some(m) = machines.get(&group) else { return };

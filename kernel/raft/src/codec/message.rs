@@ -129,10 +129,9 @@ fn check(m: &Message) -> Result<(), CodecError> {
                 term = e.term;
             }
         }
+        MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if m.entries.len() == 1 => {}
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
-            if m.entries.len() != 1 {
-                return Err(CodecError::Invalid("read request"));
-            }
+            return Err(CodecError::Invalid("read request"));
         }
         _ if !m.entries.is_empty() => return Err(CodecError::Invalid("entries")),
         _ => {}

@@ -22,12 +22,7 @@ fn message() -> impl Strategy<Value = Message> {
     let entries = prop::collection::vec((0u64..3, bytes(40), bytes(8)), 0..6);
     (0usize..13, head, entries, conf_state(), bytes(200), 1u64..u64::MAX / 2).prop_map(
         |(kind, (to, from, n, reject, priority, context), entries, conf, data, index)| {
-            let mut m = Message::default();
-            m.to = to;
-            m.from = from;
-            m.reject = reject;
-            m.priority = priority;
-            m.context = context;
+            let mut m = Message { to, from, reject, priority, context, ..Message::default() };
             [m.commit, m.commit_term, m.request_snapshot, m.reject_hint, m.log_term, m.term] = n;
             m.index = index;
             let kinds = [

@@ -57,6 +57,8 @@ pub(super) struct Group {
     committed: u64,
     written_at_checkpoint: u64,
     checkpoint_asked: bool,
+    /// Holds back old segments for all: then nothing is retained for laggards.
+    pins: bool,
     snapshot_asked: bool,
     /// Peers to whom a snapshot is under way, since when.
     snapshots_sent: BTreeMap<u64, u64>,
@@ -75,7 +77,7 @@ impl Group {
         let (start, last) = (log.start(id)?, log.last_index(id)?);
         let (_, conf) = log.state(id)?;
         let mut from = machine;
-        if machine.index < start.index {
+        if machine.index < log.floor(id)? {
             if !snapshot::exists(&**log.disk(), id, start) {
                 return Err(StoreError::Damaged(format!(
                     "{id}: the state machine holds {}, but the log begins after {}",
@@ -83,6 +85,9 @@ impl Group {
                 )));
             }
             out(Output::Restore { group: id, position: start });
+            from = start;
+        } else if machine.index < start.index {
+            // What lies between were no commands.
             from = start;
         } else {
             let term = log.term(id, machine.index)?;
@@ -145,10 +150,19 @@ impl Group {
             committed: from.index,
             written_at_checkpoint: 0,
             checkpoint_asked: false,
+            pins: false,
             snapshot_asked: false,
             snapshots_sent: BTreeMap::new(),
             told: GroupStatus::default(),
         })
+    }
+
+    /// Asks for a checkpoint, also in order to free old segments that only this group still needs.
+    pub(super) fn ask_pinned(&mut self, out: &mut dyn FnMut(Output)) {
+        if !self.checkpoint_asked && self.applied > self.told.start.index {
+            (self.checkpoint_asked, self.pins) = (true, true);
+            out(Output::Checkpoint { group: self.id });
+        }
     }
 
     fn alone(&self) -> bool {
@@ -358,7 +372,7 @@ impl Group {
     pub(super) fn on_checkpoint(&mut self, position: Position, config: &CoreConfig) -> Option<u64> {
         self.checkpoint_asked = false;
         let mut index = position.index;
-        if !self.alone() {
+        if !std::mem::take(&mut self.pins) && !self.alone() {
             index = index.saturating_sub(config.retain_entries);
         }
         let storage = self.raft.store();
@@ -517,12 +531,7 @@ impl Group {
             out(Output::TakeSnapshot { group: self.id });
         }
         let written = log.written(self.id);
-        // A group that holds back old segments for the others is asked too.
-        let pins = log.bytes() > 4 * config.checkpoint_bytes && log.pinning().contains(&self.id);
-        if !self.checkpoint_asked
-            && (written - self.written_at_checkpoint > config.checkpoint_bytes
-                || pins && written > self.written_at_checkpoint)
-        {
+        if !self.checkpoint_asked && written - self.written_at_checkpoint > config.checkpoint_bytes {
             self.checkpoint_asked = true;
             self.written_at_checkpoint = written;
             out(Output::Checkpoint { group: self.id });

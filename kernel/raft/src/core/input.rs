@@ -45,8 +45,10 @@ pub enum Input {
     Checkpointed {
         /// Whose.
         group: GroupId,
-        /// How far.
+        /// How far the log is no longer needed.
         position: Position,
+        /// The machine's own position, which does not move over entries without a command.
+        machine: Position,
     },
     /// The snapshot that was asked for.
     Snapshot {

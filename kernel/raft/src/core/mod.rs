@@ -73,6 +73,8 @@ pub struct Core {
     /// Groups touched in this turn.
     dirty: BTreeSet<GroupId>,
     tick: u64,
+    /// Segments when it was last looked which groups hold back old ones.
+    segments_seen: usize,
     /// Distinguishes this run of the node in read contexts.
     incarnation: u64,
     bugs: Bugs,
@@ -91,6 +93,7 @@ impl Core {
             groups: BTreeMap::new(),
             dirty: BTreeSet::new(),
             tick: 0,
+            segments_seen: 1,
             incarnation: photon_rt::entropy::u64(),
             bugs,
         }
@@ -204,12 +207,12 @@ impl Core {
             Input::Applied { position, bytes, .. } => {
                 g.on_applied(position, bytes);
                 if self.bugs.on(Bug::PurgeBeyondCheckpoint) {
-                    self.log.lock().purge(id, position.index)?;
+                    self.log.lock().purge(id, position.index, position.index)?;
                 }
             }
-            Input::Checkpointed { position, .. } => {
+            Input::Checkpointed { position, machine, .. } => {
                 if let Some(index) = g.on_checkpoint(position, &self.config) {
-                    self.log.lock().purge(id, index)?;
+                    self.log.lock().purge(id, index, machine.index)?;
                 }
             }
             Input::Snapshot { position, data, .. } => g.on_snapshot(position, data, self.tick)?,
@@ -297,7 +300,27 @@ impl Core {
             g.ask(&self.log.lock(), &self.config, out);
             g.tell_status(out);
         }
+        self.free_segments(out);
         Ok(())
+    }
+
+    /// When the log has grown by a segment and is long, asks those groups to checkpoint whose entries
+    /// lie in the oldest segment: busy groups do so anyway, idle ones would hold it for ever.
+    fn free_segments(&mut self, out: &mut dyn FnMut(Output)) {
+        let log = self.log.lock();
+        let segments = log.segments();
+        let grown = segments > self.segments_seen;
+        self.segments_seen = segments;
+        if !grown || log.bytes() < 4 * self.config.checkpoint_bytes {
+            return;
+        }
+        let pinning = log.pinning();
+        drop(log);
+        for id in pinning {
+            if let Some(g) = self.groups.get_mut(&id) {
+                g.ask_pinned(out);
+            }
+        }
     }
 
     /// Puts a received snapshot on disk and the log behind it.

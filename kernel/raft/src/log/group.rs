@@ -17,13 +17,19 @@ pub(super) struct Place {
 /// One group.
 #[derive(Debug, Default)]
 pub(super) struct GroupLog {
-    /// False while replay has not met a state of the group: its entries so far lie in a segment
-    /// older than the oldest state kept, and the state decides which of them count.
+    /// False while replay has not met a state of the group.
     pub(super) known: bool,
     pub(super) hard: HardState,
     pub(super) conf: ConfState,
     /// Entries begin after this position.
     pub(super) start: Position,
+    /// Last command up to `start`, or an index before it: what follows up to `start` were entries
+    /// without a command, which no state machine's position shows.
+    pub(super) floor: u64,
+    /// Index before that of the first place. It differs from `start` only during replay, while
+    /// entries are missing because their segment was removed: a later frame then purges or replaces
+    /// them, or the log is damaged.
+    pub(super) base: u64,
     pub(super) places: VecDeque<Place>,
     /// The newest entries, without a gap up to the last.
     pub(super) cache: VecDeque<Entry>,
@@ -35,11 +41,11 @@ pub(super) struct GroupLog {
 
 impl GroupLog {
     pub(super) fn last_index(&self) -> u64 {
-        self.start.index + self.places.len() as u64
+        self.base + self.places.len() as u64
     }
 
     pub(super) fn place(&self, index: u64) -> Option<Place> {
-        let at = index.checked_sub(self.start.index + 1)?;
+        let at = index.checked_sub(self.base + 1)?;
         self.places.get(usize::try_from(at).ok()?).copied()
     }
 
@@ -71,13 +77,17 @@ impl GroupLog {
     }
 
     /// Takes the entry at `index` in, dropping all from there on. Returns the cached bytes dropped.
-    pub(super) fn append(&mut self, index: u64, place: Place, keep_tail: bool) -> Result<usize, StoreError> {
+    pub(super) fn append(
+        &mut self,
+        index: u64,
+        place: Place,
+        replay: bool,
+        keep_tail: bool,
+    ) -> Result<usize, StoreError> {
         let mut freed = 0;
-        if !self.known
-            && (self.places.is_empty() || index > self.last_index() + 1 || index <= self.start.index)
-        {
-            self.places.clear();
-            self.start = Position { index: index.saturating_sub(1), term: 0 };
+        if replay && (index <= self.base || index > self.last_index() + 1) {
+            // Entries between lay in a segment that is gone; what follows must say that they may be.
+            freed += self.clear(index.saturating_sub(1));
         }
         if index <= self.start.index || index > self.last_index() + 1 {
             return Err(StoreError::Damaged(format!(
@@ -87,7 +97,7 @@ impl GroupLog {
             )));
         }
         if keep_tail && index <= self.last_index() {
-            self.places[(index - self.start.index - 1) as usize] = place;
+            self.places[(index - self.base - 1) as usize] = place;
             self.cache.clear();
             return Ok(0);
         }
@@ -100,33 +110,39 @@ impl GroupLog {
     }
 
     /// Makes the log begin after `start`. Returns the cached bytes dropped.
-    pub(super) fn begin(&mut self, start: Position, keep: bool) -> Result<usize, StoreError> {
+    pub(super) fn begin(&mut self, start: Position, floor: u64, keep: bool) -> Result<usize, StoreError> {
+        if keep && self.is_whole() && start.index < self.start.index {
+            return Err(StoreError::Damaged(format!(
+                "entries {}..={} are missing",
+                start.index + 1,
+                self.start.index
+            )));
+        }
         let mut freed = 0;
-        if keep && self.last_index() > start.index {
-            if start.index < self.start.index && !self.known {
-                // An old state whose entries lay in a segment that is gone: a later state, which made
-                // that possible, follows.
-                return Ok(0);
-            }
-            if start.index < self.start.index {
-                return Err(StoreError::Damaged(format!(
-                    "entries {}..={} are missing",
-                    start.index + 1,
-                    self.start.index
-                )));
-            }
-            let drop = (start.index - self.start.index) as usize;
+        if !keep || self.last_index() <= start.index {
+            freed = self.clear(start.index);
+        } else if self.base < start.index {
+            let drop = (start.index - self.base) as usize;
             let uncached = self.places.len() - self.cache.len();
             self.places.drain(..drop);
             for e in self.cache.drain(..drop.saturating_sub(uncached)) {
                 freed += e.data.len();
             }
-        } else {
-            self.places.clear();
-            freed = self.cache.drain(..).map(|e| e.data.len()).sum();
+            self.base = start.index;
         }
-        self.start = start;
+        (self.start, self.floor) = (start, floor);
         self.known = true;
         Ok(freed)
+    }
+
+    /// True when the state is known and no entry is missing.
+    pub(super) fn is_whole(&self) -> bool {
+        self.known && self.base == self.start.index
+    }
+
+    fn clear(&mut self, base: u64) -> usize {
+        self.places.clear();
+        self.base = base;
+        self.cache.drain(..).map(|e| e.data.len()).sum()
     }
 }

@@ -63,7 +63,7 @@ struct Segment {
 enum Pending {
     Entry { group: u64, entry: Entry, offset: usize, len: usize },
     Hard { group: u64, hard: HardState },
-    State { group: u64, start: Position, conf: ConfState, hard: HardState, keep: bool },
+    State { group: u64, start: Position, floor: u64, conf: ConfState, hard: HardState, keep: bool },
     Remove { group: u64 },
 }
 
@@ -135,6 +135,11 @@ impl Log {
     /// Position before the first entry.
     pub fn start(&self, group: GroupId) -> Result<Position, StoreError> {
         self.group(group).map(|g| g.start)
+    }
+
+    /// A state machine that holds all commands up to this index lacks none before the first entry.
+    pub fn floor(&self, group: GroupId) -> Result<u64, StoreError> {
+        self.group(group).map(|g| g.floor)
     }
 
     /// Index of the last entry.
@@ -274,32 +279,53 @@ impl Log {
     /// Adds to the batch that the group's log begins after `start`: a new group, or an installed
     /// snapshot. Entries it had are dropped.
     pub fn reset(&mut self, group: GroupId, start: Position, conf: &ConfState, hard: &HardState) {
-        self.push_state(group.0, start, conf.clone(), hard.clone(), false);
+        self.push_state(group.0, start, start.index, conf.clone(), hard.clone(), false);
     }
 
-    fn push_state(&mut self, group: u64, start: Position, conf: ConfState, hard: HardState, keep: bool) {
+    fn push_state(
+        &mut self,
+        group: u64,
+        start: Position,
+        floor: u64,
+        conf: ConfState,
+        hard: HardState,
+        keep: bool,
+    ) {
         self.scratch.clear();
         self.scratch.push(u8::from(keep));
+        codec::put_u64(&mut self.scratch, floor);
         let (mut h, mut c) = (Vec::new(), Vec::new());
         codec::encode_hard_state(&mut h, &hard);
         codec::encode_conf_state(&mut c, &conf);
         codec::put_bytes(&mut self.scratch, &h);
         codec::put_bytes(&mut self.scratch, &c);
-        self.push(Kind::State, group, start, |_, _| Pending::State { group, start, conf, hard, keep });
+        self.push(Kind::State, group, start, |_, _| Pending::State { group, start, floor, conf, hard, keep });
     }
 
-    /// Adds to the batch that entries up to `index` are no longer needed, and rewrites what else
-    /// keeps old segments alive. [`Log::collect`] removes segments afterwards.
-    pub fn purge(&mut self, group: GroupId, index: u64) -> Result<(), StoreError> {
+    /// The hard state as it will be after the batch.
+    fn newest_hard(&self, group: u64, now: &HardState) -> HardState {
+        let of = |p: &Pending| match p {
+            Pending::Hard { group: g, hard } | Pending::State { group: g, hard, .. } if *g == group => {
+                Some(hard.clone())
+            }
+            _ => None,
+        };
+        self.pending.iter().rev().find_map(of).unwrap_or_else(|| now.clone())
+    }
+
+    /// Adds to the batch that entries up to `index` are no longer needed, the last command among them
+    /// being at `command` or before, and rewrites what else keeps old segments alive.
+    /// [`Log::collect`] removes segments afterwards.
+    pub fn purge(&mut self, group: GroupId, index: u64, command: u64) -> Result<(), StoreError> {
         let g = self.group(group)?;
         let index = index.min(g.last_index());
         if index > g.start.index {
             let term =
                 g.term(index).ok_or_else(|| StoreError::Invalid(format!("{group} has no entry {index}")))?;
-            let (conf, mut hard) = (g.conf.clone(), g.hard.clone());
+            let (conf, mut hard) = (g.conf.clone(), self.newest_hard(group.0, &g.hard));
             // The commit index is not always written; what is purged was committed.
             hard.commit = hard.commit.max(index);
-            self.push_state(group.0, Position { index, term }, conf, hard, true);
+            self.push_state(group.0, Position { index, term }, command.min(index), conf, hard, true);
         }
         // States of other groups that lie alone in the oldest segment move forward.
         if self.segments.len() > 1
@@ -307,11 +333,11 @@ impl Log {
         {
             let alone = |(id, g): (&u64, &GroupLog)| {
                 let moves = *id != group.0 && g.state_segment == oldest && g.first_segment() != Some(oldest);
-                moves.then(|| (*id, g.start, g.conf.clone(), g.hard.clone()))
+                moves.then(|| (*id, g.start, g.floor, g.conf.clone(), self.newest_hard(*id, &g.hard)))
             };
             let moving: Vec<_> = self.groups.iter().filter_map(alone).collect();
-            for (id, start, conf, hard) in moving {
-                self.push_state(id, start, conf, hard, true);
+            for (id, start, floor, conf, hard) in moving {
+                self.push_state(id, start, floor, conf, hard, true);
             }
         }
         Ok(())
@@ -418,7 +444,7 @@ impl Log {
                 let g = self.known(group)?;
                 let place =
                     Place { term: entry.term, segment, offset: base + offset as u64, len: len as u32 };
-                let freed = g.append(entry.index, place, keep_tail)?;
+                let freed = g.append(entry.index, place, false, keep_tail)?;
                 let (index, bytes) = (entry.index, entry.data.len());
                 g.written += len as u64;
                 g.cache.push_back(entry);
@@ -426,9 +452,9 @@ impl Log {
                 self.cache_order.push_back((group, index));
             }
             Pending::Hard { group, hard } => self.known(group)?.hard = hard,
-            Pending::State { group, start, conf, hard, keep } => {
+            Pending::State { group, start, floor, conf, hard, keep } => {
                 let g = self.groups.entry(group).or_default();
-                let freed = g.begin(start, keep)?;
+                let freed = g.begin(start, floor, keep)?;
                 (g.conf, g.hard, g.state_segment) = (conf, hard, segment);
                 self.cached_bytes -= freed;
             }

@@ -38,8 +38,11 @@ fn parse_header(bytes: &[u8], id: u64) -> Option<(u64, u64)> {
     valid.then(|| (word(16), word(24)))
 }
 
+/// A whole batch: where it begins, and its frames.
+type Batch = (usize, Vec<(usize, Frame)>);
+
 /// The whole batches from `at` on, and where the last of them ends.
-fn whole_batches(bytes: &[u8], salt: u64, mut batch: u64) -> (Vec<(usize, Vec<(usize, Frame)>)>, usize, u64) {
+fn whole_batches(bytes: &[u8], salt: u64, mut batch: u64) -> (Vec<Batch>, usize, u64) {
     let (mut batches, mut begin, mut at) = (Vec::new(), SEGMENT_HEADER, SEGMENT_HEADER);
     let mut frames = Vec::new();
     while let Some((f, _)) = frame::parse(&bytes[at..], salt) {
@@ -100,8 +103,12 @@ impl Log {
         for (i, id) in ids.iter().enumerate() {
             self.recover_segment(*id, i == 0, i + 1 == ids.len())?;
         }
-        if let Some(id) = self.groups.iter().find(|(_, g)| !g.known).map(|(id, _)| id) {
-            return Err(StoreError::Damaged(format!("group {id} has entries but no state")));
+        if let Some((id, g)) = self.groups.iter().find(|(_, g)| !g.is_whole()) {
+            return Err(StoreError::Damaged(format!(
+                "group {id} lacks its state or its entries {}..={}",
+                g.start.index + 1,
+                g.base
+            )));
         }
         for (id, g) in &self.groups {
             if g.hard.commit > g.last_index() || g.hard.commit < g.start.index {
@@ -182,7 +189,7 @@ impl Log {
                     codec::decode_entry_body(Bytes::copy_from_slice(body), f.index, f.term).map_err(bad)?;
                 let keep_tail = self.bugs.on(Bug::ConflictKeepsTail);
                 let g = self.groups.entry(f.group).or_default();
-                let freed = g.append(f.index, place, keep_tail)?;
+                let freed = g.append(f.index, place, true, keep_tail)?;
                 self.cached_bytes = self.cached_bytes + entry.data.len() - freed;
                 g.cache.push_back(entry);
                 self.cache_order.push_back((f.group, f.index));
@@ -195,10 +202,11 @@ impl Log {
             Kind::State => {
                 let mut r = codec::Reader::new(Bytes::copy_from_slice(body));
                 let keep = r.bool("keep").map_err(bad)?;
+                let floor = r.u64().map_err(bad)?;
                 let hard = r.bytes(64, "hard state").and_then(codec::decode_hard_state).map_err(bad)?;
                 let conf = r.bytes(1 << 20, "members").and_then(codec::decode_conf_state).map_err(bad)?;
                 let g = self.groups.entry(f.group).or_default();
-                let freed = g.begin(Position { index: f.index, term: f.term }, keep)?;
+                let freed = g.begin(Position { index: f.index, term: f.term }, floor, keep)?;
                 (g.conf, g.hard, g.state_segment) = (conf, hard, segment);
                 self.cached_bytes -= freed;
             }

@@ -1,1 +1,335 @@
+use super::*;
+use photon_rt::{disk::SimDisk, entropy::Rng};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
+const CONFIG: LogConfig = LogConfig { segment_bytes: 2048, cache_bytes: 600 };
+const A: GroupId = GroupId(1);
+const B: GroupId = GroupId(2);
+
+fn open(disk: &SimDisk) -> Result<Log, StoreError> {
+    Log::open(Arc::new(disk.clone()), CONFIG)
+}
+
+fn entry(index: u64, term: u64, size: usize) -> Entry {
+    let data = Bytes::from(format!("{index}/{term}/").repeat(size / 4 + 1));
+    Entry { index, term, data, ..Entry::default() }
+}
+
+fn hard(term: u64, vote: u64, commit: u64) -> HardState {
+    HardState { term, vote, commit, ..HardState::default() }
+}
+
+fn conf() -> ConfState {
+    ConfState { voters: vec![1, 2, 3], ..ConfState::default() }
+}
+
+/// All that a log says of its groups.
+type State = BTreeMap<u64, (Position, HardState, Vec<Entry>)>;
+
+fn state(log: &Log) -> State {
+    let one = |g: GroupId| {
+        let (hard, c) = log.state(g).expect("state");
+        assert_eq!(c, conf());
+        let start = log.start(g).expect("start");
+        let last = log.last_index(g).expect("last");
+        let entries = log.entries(g, start.index + 1, last + 1, u64::MAX).expect("entries");
+        for e in &entries {
+            assert_eq!(log.term(g, e.index).expect("term"), Some(e.term));
+        }
+        (g.0, (start, hard, entries))
+    };
+    log.groups().into_iter().map(one).collect()
+}
+
+/// Makes both groups.
+fn begin(log: &mut Log) -> Result<(), StoreError> {
+    for g in [A, B] {
+        log.reset(g, Position::default(), &conf(), &hard(1, 1, 0));
+    }
+    log.commit()
+}
+
+/// One turn of a workload that grows, conflicts, purges, installs a snapshot and rolls segments.
+fn step(log: &mut Log, i: u64) -> Result<(), StoreError> {
+    for g in [A, B] {
+        let (start, last) = (log.start(g)?.index, log.last_index(g)?);
+        let term = 1 + i / 7;
+        match (i + g.0) % 11 {
+            3 if last > start + 2 => {
+                // A new leader replaces the last two.
+                log.append(g, &[entry(last - 1, term, 40)])?;
+            }
+            5 => log.set_hard_state(g, &hard(term, 1 + i % 3, start)),
+            8 if last > start + 4 => log.purge(g, last - 2, last - 3)?,
+            10 if i > 40 => {
+                log.reset(g, Position { index: last + 5, term }, &conf(), &hard(term, 1, last + 5))
+            }
+            n => {
+                let entries: Vec<Entry> =
+                    (1..=1 + n % 3).map(|k| entry(last + k, term, 30 * n as usize)).collect();
+                log.append(g, &entries)?;
+            }
+        }
+    }
+    log.commit()?;
+    log.collect()?;
+    Ok(())
+}
+
+#[test]
+fn a_log_is_the_same_after_a_restart() {
+    let disk = SimDisk::new(1);
+    let mut log = open(&disk).expect("new");
+    begin(&mut log).expect("begin");
+    for i in 0..100 {
+        step(&mut log, i).expect("step");
+        if i % 10 == 0 {
+            let before = state(&log);
+            disk.power_loss();
+            log = open(&disk).expect("open");
+            assert_eq!(state(&log), before, "after step {i}");
+        }
+    }
+    assert!(log.segments() < 8, "segments go: {}", log.segments());
+    assert!(log.segments.keys().next_back() > Some(&8), "and come");
+    assert!(log.cached_bytes <= CONFIG.cache_bytes);
+}
+
+#[test]
+fn power_lost_at_every_operation_loses_nothing_acknowledged() {
+    const STEPS: u64 = 60;
+    let run = |disk: &SimDisk| {
+        // The states after each acknowledged commit; the last try may be in the log or not.
+        let mut acknowledged = State::new();
+        let mut log = match open(disk) {
+            Ok(log) => log,
+            Err(_) => return (acknowledged, 0),
+        };
+        let mut done = 0;
+        let mut one = |log: &mut Log, f: &mut dyn FnMut(&mut Log) -> Result<(), StoreError>| {
+            let ok = f(log).is_ok();
+            if ok {
+                acknowledged = state(log);
+                done += 1;
+            }
+            ok
+        };
+        if one(&mut log, &mut begin) {
+            for i in 0..STEPS {
+                if !one(&mut log, &mut |log| step(log, i)) {
+                    break;
+                }
+            }
+        }
+        (acknowledged, done)
+    };
+    // What the log must be after each number of commits.
+    let whole = SimDisk::new(0);
+    let mut after = vec![State::new()];
+    let mut log = open(&whole).expect("new");
+    begin(&mut log).expect("begin");
+    after.push(state(&log));
+    for i in 0..STEPS {
+        step(&mut log, i).expect("step");
+        after.push(state(&log));
+    }
+    let operations = whole.operations();
+    assert!(operations > 2 * STEPS, "{operations}");
+    let (mut kept, mut cut) = (0, 0);
+    for n in 0..operations {
+        for seed in 0..4 {
+            let disk = SimDisk::new(n * 31 + seed);
+            disk.cut_after(n);
+            let (acknowledged, done) = run(&disk);
+            assert_eq!(acknowledged, after[done]);
+            disk.power_loss();
+            let log = open(&disk).unwrap_or_else(|e| panic!("cut after {n}, seed {seed}: {e}"));
+            let got = state(&log);
+            if got == after[done] {
+                cut += 1;
+            } else {
+                assert_eq!(
+                    Some(&got),
+                    after.get(done + 1),
+                    "cut after {n}, seed {seed}: neither with nor without the last"
+                );
+                kept += 1;
+            }
+            // And it goes on from there, through another power loss.
+            drop(log);
+            disk.power_loss();
+            assert_eq!(state(&open(&disk).expect("again")), got);
+        }
+    }
+    assert!(kept > 20 && cut > 200, "kept {kept}, cut {cut}");
+}
+
+fn filled(seed: u64) -> (SimDisk, State) {
+    let disk = SimDisk::new(seed);
+    let mut log = open(&disk).expect("new");
+    begin(&mut log).expect("begin");
+    for i in 0..20 {
+        for g in [A, B] {
+            let last = log.last_index(g).expect("last");
+            log.append(g, &[entry(last + 1, 1, 60)]).expect("append");
+        }
+        log.commit().unwrap_or_else(|e| panic!("commit {i}: {e}"));
+    }
+    let all = state(&log);
+    (disk, all)
+}
+
+#[test]
+fn every_flipped_bit_is_an_error_or_in_the_last_batch() {
+    let (disk, all) = filled(1);
+    let names = disk.list().expect("list");
+    assert!(names.len() > 2);
+    let mut rng = Rng::new(1);
+    let (mut refused, mut cut) = (0, 0);
+    for name in &names {
+        let len = disk.open(name).expect("open").len().expect("len");
+        for _ in 0..150 {
+            let (byte, bit) = (rng.below(len), rng.below(8) as u8);
+            assert!(disk.flip_bit(name, byte, bit));
+            match open(&disk).map(|log| state(&log)) {
+                Err(StoreError::Damaged(_)) => refused += 1,
+                Err(e) => panic!("another error: {e}"),
+                // In the unused rest of the last segment: cut away as a torn append.
+                Ok(s) if s == all => {}
+                Ok(s) => {
+                    assert_eq!(name, names.last().expect("some"));
+                    for (g, (_, _, entries)) in s {
+                        assert_eq!(entries.len(), all[&g].2.len() - 1, "only the last batch can look torn");
+                    }
+                    cut += 1;
+                    // What was cut is gone for good; begin anew.
+                    return_to(&disk, &all);
+                    continue;
+                }
+            }
+            // Not all is put back by turning the bit: the open above may have cut it away.
+            disk.flip_bit(name, byte, bit);
+            if open(&disk).is_err() {
+                disk.flip_bit(name, byte, bit);
+            }
+        }
+    }
+    assert!(refused > 150, "{refused} refused, {cut} cut");
+}
+
+/// Appends what a cut took away.
+fn return_to(disk: &SimDisk, all: &State) {
+    let mut log = open(disk).expect("open");
+    for (g, (_, _, entries)) in all {
+        let last = log.last_index(GroupId(*g)).expect("last");
+        log.append(GroupId(*g), &entries[last as usize..]).expect("append");
+    }
+    log.commit().expect("commit");
+    assert_eq!(&state(&log), all);
+}
+
+#[test]
+fn a_bit_that_flips_while_the_log_is_open_is_seen_on_reading() {
+    let (disk, _) = filled(2);
+    let log = open(&disk).expect("open");
+    let place = log.groups[&1].place(1).expect("place");
+    assert!(log.groups[&1].cached(1).is_none(), "long evicted");
+    log.entries(A, 1, 2, 0).expect("whole");
+    disk.flip_bit(&recover::segment_name(place.segment), place.offset + 60, 3);
+    let e = log.entries(A, 1, 2, 0).expect_err("damaged");
+    assert!(e.to_string().contains("checksum"), "{e}");
+}
+
+#[test]
+fn a_missing_segment_is_an_error() {
+    let (disk, _) = filled(3);
+    let names = disk.list().expect("list");
+    disk.remove(&names[1]).expect("remove");
+    assert!(matches!(open(&disk), Err(StoreError::Damaged(_))));
+    let (disk, _) = filled(3);
+    disk.remove(&names[0]).expect("remove");
+    assert!(matches!(open(&disk), Err(StoreError::Damaged(_))), "entries without the state before them");
+}
+
+#[test]
+fn after_a_failed_sync_nothing_more_is_taken() {
+    let (disk, before) = filled(4);
+    let mut log = open(&disk).expect("open");
+    log.append(A, &[entry(21, 1, 10)]).expect("append");
+    disk.fail_syncs(1);
+    log.commit().expect_err("the sync fails");
+    for _ in 0..2 {
+        assert!(matches!(log.commit(), Err(StoreError::Poisoned(_))));
+    }
+    assert_eq!(log.last_index(A).expect("last"), 20, "it never took effect");
+    disk.power_loss();
+    let after = state(&open(&disk).expect("open"));
+    assert_eq!(after, before, "the lying sync wrote nothing");
+}
+
+#[test]
+fn a_full_disk_stops_the_log_and_loses_nothing() {
+    let (disk, mut acknowledged) = filled(5);
+    let mut log = open(&disk).expect("open");
+    disk.set_capacity(Some(disk.used()));
+    let mut failed = false;
+    for _ in 0..20 {
+        let last = log.last_index(A).expect("last");
+        log.append(A, &[entry(last + 1, 1, 100)]).expect("append");
+        match log.commit() {
+            Ok(()) => acknowledged = state(&log),
+            Err(_) => failed = true,
+        }
+        if failed {
+            break;
+        }
+    }
+    assert!(failed, "a new segment needs room");
+    disk.set_capacity(None);
+    disk.power_loss();
+    assert_eq!(state(&open(&disk).expect("open")), acknowledged);
+}
+
+#[test]
+fn a_removed_group_is_gone_and_pins_nothing() {
+    let (disk, _) = filled(6);
+    let mut log = open(&disk).expect("open");
+    let segments = log.segments();
+    log.remove(B);
+    log.purge(A, 20, 19).expect("purge");
+    log.commit().expect("commit");
+    assert!(log.collect().expect("collect") >= segments - 2);
+    let log = open(&disk).expect("open");
+    assert!(log.has(A) && !log.has(B));
+    assert!(log.entries(A, 3, 4, 0).is_err(), "purged");
+    assert_eq!(log.floor(A).expect("floor"), 19);
+    assert_eq!(log.term(A, 20).expect("term"), Some(1), "the term at the start is kept");
+}
+
+#[test]
+fn entries_come_in_bounded_portions() {
+    let (disk, all) = filled(7);
+    let log = open(&disk).expect("open");
+    let some = log.entries(A, 1, 21, 300).expect("entries");
+    assert!(!some.is_empty() && some.len() < 10);
+    assert_eq!(some[..], all[&1].2[..some.len()]);
+    assert_eq!(log.entries(A, 5, 21, 0).expect("entries").len(), 1, "one at least");
+    assert!(log.entries(A, 21, 22, 0).is_err());
+    assert!(log.entries(GroupId(9), 1, 2, 0).is_err());
+}
+
+#[test]
+fn random_segments_do_no_harm() {
+    for seed in 0..200 {
+        let (disk, _) = filled(seed % 5);
+        let names = disk.list().expect("list");
+        let mut rng = Rng::new(seed);
+        let file = disk.open(&names[rng.below(names.len() as u64) as usize]).expect("open");
+        let at = rng.below(file.len().expect("len"));
+        let junk: Vec<u8> = (0..rng.below(300)).map(|_| rng.next_u64() as u8).collect();
+        file.write_at(at, &junk).expect("write");
+        file.sync_data().expect("sync");
+        let result = catch_unwind(AssertUnwindSafe(|| open(&disk).map(|log| state(&log).len())));
+        assert!(result.is_ok(), "seed {seed} panicked");
+    }
+}

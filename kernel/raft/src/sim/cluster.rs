@@ -428,9 +428,10 @@ impl<W: Workload> Cluster<W> {
                 }
                 Ok(None)
             }
-            Some(Output::Checkpoint { group }) => {
-                live.applier.checkpoint().map(|position| Some(Input::Checkpointed { group, position }))
-            }
+            Some(Output::Checkpoint { group }) => live
+                .applier
+                .checkpoint()
+                .map(|(position, machine)| Some(Input::Checkpointed { group, position, machine })),
             Some(Output::TakeSnapshot { group }) => live
                 .applier
                 .snapshot()

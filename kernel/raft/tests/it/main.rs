@@ -1,3 +1,6 @@
 //! The store with real threads, on real and simulated disks.
 
+mod bench;
+mod cluster;
+mod journal;
 mod store;

@@ -1,0 +1,109 @@
+//! Three stores with real threads in one process.
+
+use crate::journal::Journal;
+use bytes::Bytes;
+use photon_raft::{Group, GroupId, NodeId, ProposeError, Role, Store, StoreConfig, Transport};
+use photon_rt::{disk::SimDisk, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, Weak},
+};
+
+/// Delivers at once, into whoever is up.
+#[derive(Clone, Default)]
+struct Wires(Arc<Mutex<HashMap<NodeId, Weak<Store>>>>);
+
+impl Transport for Wires {
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes) {
+        let store = self.0.lock().unwrap().get(&to).and_then(Weak::upgrade);
+        if let Some(store) = store {
+            store.deliver(group, message).expect("our own messages decode");
+        }
+    }
+}
+
+struct Member {
+    store: Arc<Store>,
+    group: Group<Journal>,
+    machine: Journal,
+}
+
+async fn start(id: u64, wires: &Wires, disk: &SimDisk, machine: Journal) -> Member {
+    let mut config = StoreConfig::new(NodeId(id));
+    config.tick = Duration::from_millis(10);
+    config.log.segment_bytes = 64 << 10;
+    config.core.checkpoint_bytes = 32 << 10;
+    config.core.retain_entries = 20;
+    let store = Arc::new(Store::open(config, Arc::new(disk.clone()), wires.clone()).expect("open"));
+    wires.0.lock().unwrap().insert(NodeId(id), Arc::downgrade(&store));
+    let members = [NodeId(1), NodeId(2), NodeId(3)];
+    let group = store.create_group(GroupId(1), &members, machine.clone()).await.expect("group");
+    Member { store, group, machine }
+}
+
+async fn leader(members: &HashMap<u64, Member>) -> u64 {
+    for _ in 0..1000 {
+        if let Some((id, _)) = members.iter().find(|(_, m)| m.group.status().role == Role::Leader) {
+            return *id;
+        }
+        photon_rt::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("nobody leads");
+}
+
+/// Proposes until somebody says that it is done.
+async fn put(members: &HashMap<u64, Member>, text: String) {
+    for _ in 0..200 {
+        let id = leader(members).await;
+        match members[&id].group.propose(Bytes::from(text.clone())).await {
+            Ok(_) => return,
+            Err(ProposeError::NotLeader { .. }) => photon_rt::time::sleep(Duration::from_millis(10)).await,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    panic!("{text} was never taken");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_replicate_fail_over_and_catch_up() {
+    let wires = Wires::default();
+    let disks: Vec<SimDisk> = (0..3).map(SimDisk::new).collect();
+    let mut members = HashMap::new();
+    for id in 1..=3 {
+        members.insert(id, start(id, &wires, &disks[id as usize - 1], Journal::default()).await);
+    }
+    for i in 0..50 {
+        put(&members, format!("first {i}")).await;
+    }
+    // A follower's read sees everything acknowledged before.
+    let first = leader(&members).await;
+    for m in members.values() {
+        m.group.read_index().await.expect("read");
+        assert_eq!(m.machine.commands().len(), 50);
+    }
+    let follower = members.iter().find(|(id, _)| **id != first).expect("two follow").1;
+    match follower.group.propose(Bytes::from_static(b"no")).await {
+        Err(ProposeError::NotLeader { leader }) => assert_eq!(leader, Some(NodeId(first))),
+        other => panic!("{other:?}"),
+    }
+    // The leader dies; the others go on, far enough that it will need a snapshot.
+    let dead = members.remove(&first).expect("it led");
+    dead.store.shutdown().await;
+    let machine = dead.machine.after_crash();
+    drop(dead);
+    for i in 0..400 {
+        put(&members, format!("second {i} {}", "x".repeat(300))).await;
+    }
+    members.insert(first, start(first, &wires, &disks[first as usize - 1], machine).await);
+    put(&members, "last".into()).await;
+    for m in members.values() {
+        m.group.read_index().await.expect("read");
+        assert_eq!(m.machine.commands().len(), 451);
+        assert_eq!(m.machine.commands().last().expect("some"), "last");
+    }
+    let start = members[&first].group.status().start.index;
+    assert!(start > 50, "it came by a snapshot: its log begins after {start}");
+    for m in members.values() {
+        m.store.shutdown().await;
+    }
+}
