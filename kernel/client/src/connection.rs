@@ -121,16 +121,17 @@ impl Client {
         let config = client_config(&self.ca, self.certificate.as_ref(), &[alpn])?;
         let name = ServerName::try_from(self.host.clone())
             .map_err(|e| Error::invalid("endpoint", "has no usable host name").why(e))?;
-        timeout(CONNECT_TIME_MAX, "the TLS handshake", TlsConnector::from(config).connect(name, tcp))
-            .await?
-            .map_err(|e| {
-                Error::new(
-                    Code::Unauthenticated,
-                    format!("{} is not the cloud that this client knows", self.endpoint),
-                )
-                .why(e)
-                .hint("the CA may be another cloud's: check --data-dir, or photon login")
-            })
+        let shake = TlsConnector::from(config).connect(name, tcp);
+        timeout(CONNECT_TIME_MAX, "the TLS handshake", shake).await?.map_err(|e| match e.kind() {
+            // What rustls refuses comes as invalid data; all else is the connection's fault.
+            std::io::ErrorKind::InvalidData => Error::new(
+                Code::Unauthenticated,
+                format!("{} is not the cloud that this client knows", self.endpoint),
+            )
+            .why(e)
+            .hint("the CA may be another cloud's: check --data-dir, or photon login"),
+            _ => away(&e),
+        })
     }
 
     async fn link(&self) -> Result<http2::SendRequest<Body>> {

@@ -5,6 +5,11 @@ pub use tokio::process::{Child, Command};
 use photon_base::{Code, Error, Result};
 use std::time::Duration;
 
+/// A process to be started; [`run`] is for tools that end by themselves.
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    Command::new(program)
+}
+
 /// Runs a tool to its end and returns its standard output (at most 16 MiB). A failure carries the
 /// tool's own words. Arguments are visible to other users of the host: never pass secrets.
 pub async fn run(program: &str, args: &[&str], stdin: Option<&[u8]>, limit: Duration) -> Result<Vec<u8>> {

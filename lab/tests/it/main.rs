@@ -2,4 +2,5 @@
 #![allow(clippy::disallowed_methods, reason = "the lab drives programs from outside, as a user does")]
 
 mod laws;
+mod storm;
 mod tour;

@@ -8,7 +8,7 @@ use crate::{
 use photon_base::{Code, Error, Result};
 use photon_client::Profile;
 use photon_rt::{
-    process::{Command, exists},
+    process::exists,
     time::{Duration, now, sleep},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -83,7 +83,7 @@ async fn detached(global: &Global, config: &Config) -> Result<()> {
     let args =
         std::env::args_os().skip(1).filter(|a| a != "--detach" && a != "-d" && a != "-o" && a != "--output");
     let args: Vec<_> = args.filter(|a| !["json", "yaml", "table", "name"].iter().any(|f| a == f)).collect();
-    let mut cmd = Command::new("setsid");
+    let mut cmd = photon_rt::process::command("setsid");
     cmd.arg(exe)
         .args(args)
         .args(["--output", "json"])

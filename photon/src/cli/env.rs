@@ -18,7 +18,7 @@ pub fn env(global: &Global) -> Result<()> {
     let file = |f: &str| paths.creds(f).display().to_string();
     let pairs = [
         ("PHOTON_DATA_DIR", dir.display().to_string()),
-        ("PHOTON_ENDPOINT", profile.endpoint.clone()),
+        ("PHOTON_ENDPOINT", profile.endpoint),
         ("ETCDCTL_API", "3".into()),
         ("ETCDCTL_ENDPOINTS", format!("https://{host}:{etcd}")),
         ("ETCDCTL_CACERT", file("ca.crt")),

@@ -71,13 +71,10 @@ pub async fn import(global: &Global, kind: &KindInfo, client: &Client, m: &ArgMa
         let mut sent = 0u64;
         loop {
             let mut buffer = vec![0u8; 256 << 10];
-            let chunk = reader.read(&mut buffer).map(|n| {
-                buffer.truncate(n);
-                n
-            });
-            let item = match chunk {
+            let item = match reader.read(&mut buffer) {
                 Ok(0) => return,
                 Ok(n) => {
+                    buffer.truncate(n);
                     sent += n as u64;
                     progress(sent, size);
                     Ok(Frame::data(buffer.into()))

@@ -16,7 +16,10 @@ use photon_resource::http::{Api, problem};
 use photon_serve::{health, listen::Listener, metrics};
 use plasmavmc::agent::{ConsoleRoute, ContentRoute};
 use serde_json::{Map, json};
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 /// Binds and starts every port.
 pub async fn start(
@@ -27,6 +30,7 @@ pub async fn start(
 ) -> Result<Summary> {
     let certificate = LiveCertificate::new(&s.identity.server)?;
     renew(s, certificate.clone());
+    pulse(s);
     let tls = server_config(certificate, s.identity.authority.cert_pem())?;
     let api = Api::new(s.store.clone(), s.gate.clone())
         .connect("user", "password", Verb::Update, Arc::new(PasswordRoute(s.login.clone())))
@@ -116,7 +120,8 @@ fn guarded_metrics() -> Router {
     }))
 }
 
-fn fields(s: &Arc<Shared>, service: &str) -> Map<String, serde_json::Value> {
+/// Whether one service is well by itself, and what it tells.
+fn own(s: &Arc<Shared>, service: &str) -> (bool, Map<String, serde_json::Value>) {
     let view = &s.view;
     let count = |kind: &str, f: &dyn Fn(&photon_resource::Raw) -> bool| {
         view.list(&format!("{}{kind}/", photon_resource::RESOURCE_PREFIX))
@@ -124,43 +129,80 @@ fn fields(s: &Arc<Shared>, service: &str) -> Map<String, serde_json::Value> {
             .filter(|(_, o)| f(o))
             .count()
     };
+    let store = s.store_answers.load(Ordering::Relaxed);
     let mut m = Map::new();
-    match service {
+    let healthy = match service {
+        "chainfire" => store,
         "iam" => {
-            m.insert("database".into(), "connected".into());
+            m.insert("database".into(), if store { "connected" } else { "away" }.into());
             m.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+            view.revision() > 0
         }
         "plasmavmc" => {
             m.insert("vms_running".into(), count("vm", &|o| o.status["phase"] == "running").into());
+            view.revision() > 0
         }
         "prismnet" => {
             m.insert("networks".into(), count("network", &|_| true).into());
+            view.revision() > 0
         }
-        _ => {}
-    }
-    m
+        _ => true,
+    };
+    (healthy, m)
 }
 
+/// A service's report: it is healthy when it is well itself and what it needs is healthy.
 fn one(s: &Arc<Shared>, service: &'static str) -> health::Report {
     let s = s.clone();
-    Arc::new(move || (s.view.revision() > 0, fields(&s, service)))
+    Arc::new(move || {
+        let (well, mut fields) = own(&s, service);
+        let away: Vec<&str> = SERVICES
+            .iter()
+            .filter(|x| x.name == service)
+            .flat_map(|x| x.needs)
+            .copied()
+            .filter(|n| !own(&s, n).0)
+            .collect();
+        if !away.is_empty() {
+            fields.insert("waiting_for".into(), away.join(",").into());
+        }
+        (well && away.is_empty(), fields)
+    })
 }
 
 fn whole(s: &Arc<Shared>) -> health::Report {
     let s = s.clone();
     Arc::new(move || {
-        let ready = s.view.revision() > 0;
         let mut services = Map::new();
+        let mut all = true;
         for service in &SERVICES {
+            let (healthy, fields) = one(&s, service.name)();
+            all &= healthy;
             let mut m = Map::new();
-            m.insert("status".into(), if ready { "healthy" } else { "unhealthy" }.into());
-            m.extend(fields(&s, service.name));
+            m.insert("status".into(), if healthy { "healthy" } else { "unhealthy" }.into());
+            m.extend(fields);
             services.insert(service.name.into(), m.into());
         }
         let mut m = Map::new();
         m.insert("node".into(), s.config.node.to_string().into());
         m.insert("version".into(), env!("CARGO_PKG_VERSION").into());
         m.insert("services".into(), services.into());
-        (ready, m)
+        (all, m)
     })
 }
+
+/// Asks the store every second whether it answers, for the health reports.
+fn pulse(s: &Arc<Shared>) {
+    let s = s.clone();
+    s.tasks.clone().spawn("pulse", async move {
+        loop {
+            let read = s.store.kv().get(photon_resource::ROOT.as_bytes(), photon_kv::ReadAt::Latest);
+            let answered = photon_rt::time::timeout(PULSE, "the store", read).await;
+            s.store_answers.store(matches!(answered, Ok(Ok(_))), Ordering::Relaxed);
+            photon_rt::time::sleep(PULSE).await;
+        }
+    });
+}
+
+/// Between two questions, and the longest wait for an answer.
+const PULSE: photon_rt::time::Duration = photon_rt::time::Duration::from_secs(1);

@@ -26,7 +26,7 @@ use prismnet::{
     engine::{DataPlane, LinuxPlane, UserPlane},
 };
 use report::{Event, Reporter};
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
 /// A running node.
 pub struct Node {
@@ -45,6 +45,8 @@ pub(crate) struct Shared {
     pub gate: Gate,
     pub login: Arc<Login>,
     pub tasks: Tasks,
+    /// Whether the store answered its last question.
+    pub store_answers: AtomicBool,
 }
 
 impl Node {
@@ -131,7 +133,9 @@ impl Node {
         step.done();
 
         let tasks = self.tasks.clone();
-        let shared = Arc::new(Shared { config, paths, identity, store, view, gate, login, tasks });
+        let store_answers = AtomicBool::new(true); // it has just answered
+        let shared =
+            Arc::new(Shared { config, paths, identity, store, view, gate, login, tasks, store_answers });
         manager.start(&self.tasks);
         shared.view.reached(1).await;
         let step = reporter.step("api");
