@@ -1,1 +1,4 @@
 //! TBD
+
+pub mod model;
+pub mod wire;
