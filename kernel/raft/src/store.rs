@@ -192,6 +192,7 @@ impl Inner {
 pub struct Store {
     config: StoreConfig,
     inner: Arc<Inner>,
+    threads: Vec<std::thread::JoinHandle<()>>,
 }
 
 impl Store {
@@ -215,7 +216,7 @@ impl Store {
         });
         let (log_side, apply_side) = (inner.clone(), inner.clone());
         let tick = config.tick;
-        photon_rt::task::thread("raft-apply", move || {
+        let apply = photon_rt::task::thread("raft-apply", move || {
             let why = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply_loop(&apply_side)));
             if why.is_err() {
                 apply_side.end("the apply thread panicked");
@@ -223,7 +224,7 @@ impl Store {
             let _ = apply_side.inbox.push(Ask::Applied);
         })
         .map_err(StoreError::io("start the apply thread"))?;
-        photon_rt::task::thread("raft-log", move || {
+        let log = photon_rt::task::thread("raft-log", move || {
             let run = std::panic::AssertUnwindSafe(|| log_loop(core, &log_side, transport, tick));
             let why = match std::panic::catch_unwind(run) {
                 Ok(Ok(())) => "it was shut down".to_string(),
@@ -234,7 +235,7 @@ impl Store {
             log_side.end(&why);
         })
         .map_err(StoreError::io("start the log thread"))?;
-        Ok(Store { config, inner })
+        Ok(Store { config, inner, threads: vec![apply, log] })
     }
 
     /// Starts a group. If the log does not know it, it is created with `members` (this node must be
@@ -278,10 +279,13 @@ impl Store {
         answer.await.unwrap_or_else(|_| Err(stopped()))
     }
 
-    /// Takes a peer's message. One that is not valid is refused; when too many wait it is dropped,
-    /// which Raft survives.
-    pub fn deliver(&self, group: GroupId, message: Bytes) -> Result<(), codec::CodecError> {
+    /// Takes a message of `from`, which the transport has authenticated. One that is not valid or
+    /// speaks for another node is refused; when too many wait it is dropped, which Raft survives.
+    pub fn deliver(&self, from: NodeId, group: GroupId, message: Bytes) -> Result<(), codec::CodecError> {
         let message = codec::decode_message(message)?;
+        if message.from != from.0 {
+            return Err(codec::CodecError::Invalid("sender"));
+        }
         let _ = self.inner.inbox.offer(Ask::Input(Input::Message { group, message }));
         Ok(())
     }
@@ -308,6 +312,13 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.inner.end("the store was dropped");
+        // Until its threads have gone, nobody may open this log again. That takes a sync at most, and
+        // the batch that is being applied.
+        for thread in self.threads.drain(..) {
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join(); // a panic was told already
+            }
+        }
     }
 }
 

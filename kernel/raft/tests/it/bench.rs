@@ -71,10 +71,11 @@ async fn bench_single_node() {
     let group = store.create_group(GroupId(1), &[NodeId(1)], Counter::default()).await.expect("group");
     for clients in [1usize, 64, 1, 64, 1000] {
         let until = now() + Duration::from_secs(3);
+        let tasks = photon_rt::task::Tasks::new();
         let (begin, cpu) = (now(), cpu_used());
         let each = (0..clients).map(|_| {
             let group = group.clone();
-            tokio::task::spawn(async move {
+            tasks.spawn("client", async move {
                 let mut times = Vec::new();
                 while now() < until {
                     let at = now();
@@ -86,7 +87,7 @@ async fn bench_single_node() {
         });
         let mut times: Vec<Duration> = Vec::new();
         for t in each.collect::<Vec<_>>() {
-            times.extend(t.await.expect("client"));
+            times.extend(t.await.expect("client").expect("not cancelled"));
         }
         times.sort();
         let (n, took) = (times.len(), begin.elapsed());

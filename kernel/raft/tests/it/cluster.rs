@@ -10,14 +10,17 @@ use std::{
 };
 
 /// Delivers at once, into whoever is up.
-#[derive(Clone, Default)]
-struct Wires(Arc<Mutex<HashMap<NodeId, Weak<Store>>>>);
+type Wires = Arc<Mutex<HashMap<NodeId, Weak<Store>>>>;
 
-impl Transport for Wires {
+struct Wire(NodeId, Wires);
+
+impl Transport for Wire {
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes) {
-        let store = self.0.lock().unwrap().get(&to).and_then(Weak::upgrade);
+        let store = self.1.lock().unwrap().get(&to).and_then(Weak::upgrade);
         if let Some(store) = store {
-            store.deliver(group, message).expect("our own messages decode");
+            store.deliver(self.0, group, message.clone()).expect("our own messages decode");
+            let forged = store.deliver(NodeId(self.0.0 + 1), group, message);
+            forged.expect_err("nobody speaks for another");
         }
     }
 }
@@ -34,8 +37,9 @@ async fn start(id: u64, wires: &Wires, disk: &SimDisk, machine: Journal) -> Memb
     config.log.segment_bytes = 64 << 10;
     config.core.checkpoint_bytes = 32 << 10;
     config.core.retain_entries = 20;
-    let store = Arc::new(Store::open(config, Arc::new(disk.clone()), wires.clone()).expect("open"));
-    wires.0.lock().unwrap().insert(NodeId(id), Arc::downgrade(&store));
+    let store =
+        Arc::new(Store::open(config, Arc::new(disk.clone()), Wire(NodeId(id), wires.clone())).expect("open"));
+    wires.lock().unwrap().insert(NodeId(id), Arc::downgrade(&store));
     let members = [NodeId(1), NodeId(2), NodeId(3)];
     let group = store.create_group(GroupId(1), &members, machine.clone()).await.expect("group");
     Member { store, group, machine }

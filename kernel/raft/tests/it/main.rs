@@ -1,5 +1,7 @@
 //! The store with real threads, on real and simulated disks.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 mod bench;
 mod cluster;
 mod journal;
