@@ -10,6 +10,8 @@ mod group;
 mod input;
 mod snapshot;
 mod storage;
+#[cfg(test)]
+mod tests;
 
 pub use input::{Committed, GroupStatus, Input, Output, Role};
 pub(crate) use snapshot::{join, load, split};

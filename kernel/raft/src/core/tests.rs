@@ -1,0 +1,175 @@
+use super::*;
+use crate::log::LogConfig;
+use bytes::Bytes;
+use photon_rt::disk::SimDisk;
+use std::sync::Arc;
+
+const ME: NodeId = NodeId(1);
+
+fn core(disk: &SimDisk, config: CoreConfig) -> Core {
+    let log_config = LogConfig { segment_bytes: 64 << 10, ..LogConfig::default() };
+    Core::new(config, Log::open(Arc::new(disk.clone()), log_config).expect("open"))
+}
+
+fn turn(core: &mut Core, inputs: Vec<Input>) -> Vec<Output> {
+    let mut out = Vec::new();
+    core.turn(inputs, &mut |o| out.push(o)).expect("turn");
+    out
+}
+
+fn attach(core: &mut Core, id: u64, members: &[NodeId]) -> Vec<Output> {
+    let mut out = Vec::new();
+    core.attach(GroupId(id), members, Position::default(), &mut |o| out.push(o)).expect("attach");
+    out
+}
+
+fn propose(group: u64, proposal: u64, size: usize) -> Input {
+    Input::Propose { group: GroupId(group), proposal, data: Bytes::from(vec![1; size]) }
+}
+
+#[test]
+fn a_turn_over_many_groups_is_one_sync() {
+    let disk = SimDisk::new(1);
+    let mut core = core(&disk, CoreConfig::new(ME));
+    for id in 1..=50 {
+        attach(&mut core, id, &[ME]);
+        assert_eq!(
+            core.status(GroupId(id)).expect("there").role,
+            Role::Leader,
+            "a group of one leads at once"
+        );
+    }
+    assert!(!core.needs_ticks());
+    let before = core.with_log(Log::syncs);
+    let inputs = (0..500).map(|i| propose(1 + i % 50, i, 10)).collect();
+    let out = turn(&mut core, inputs);
+    assert_eq!(core.with_log(Log::syncs), before + 1);
+    let answered: usize = out
+        .iter()
+        .map(|o| match o {
+            Output::Apply { commands, .. } => commands.iter().filter(|c| c.proposal.is_some()).count(),
+            _ => 0,
+        })
+        .sum();
+    assert_eq!(answered, 500);
+}
+
+#[test]
+fn nothing_is_handed_out_when_the_sync_fails() {
+    let disk = SimDisk::new(1);
+    let mut core = core(&disk, CoreConfig::new(ME));
+    attach(&mut core, 1, &[ME]);
+    disk.fail_syncs(1);
+    let mut out = Vec::new();
+    core.turn(vec![propose(1, 7, 10)], &mut |o| out.push(o)).expect_err("the sync fails");
+    assert!(out.is_empty(), "{out:?}");
+    core.turn(vec![propose(1, 8, 10)], &mut |o| out.push(o)).expect_err("for good");
+    assert!(out.is_empty(), "{out:?}");
+}
+
+#[test]
+fn a_slow_machine_is_not_flooded() {
+    let disk = SimDisk::new(1);
+    let config = CoreConfig { max_applying_bytes: 1000, max_message_bytes: 500, ..CoreConfig::new(ME) };
+    let mut core = core(&disk, config);
+    attach(&mut core, 1, &[ME]);
+    let mut out = turn(&mut core, (0..100).map(|i| propose(1, i, 100)).collect());
+    let mut next = 0;
+    for _ in 0..1000 {
+        let mut under_way = 0;
+        let mut done = Vec::new();
+        for o in out.drain(..) {
+            if let Output::Apply { group, commands, position, bytes } = o {
+                for c in commands {
+                    assert_eq!(c.proposal, Some(next), "in order, none lost");
+                    next += 1;
+                }
+                under_way += bytes;
+                done.push(Input::Applied { group, position, bytes });
+            }
+        }
+        assert!(under_way <= 1600, "{under_way} bytes at once");
+        if done.is_empty() {
+            break;
+        }
+        out = turn(&mut core, done);
+    }
+    assert_eq!(next, 100);
+    assert!(!core.is_backlogged());
+}
+
+#[test]
+fn a_read_waits_for_what_was_committed_before_it() {
+    let disk = SimDisk::new(1);
+    let mut core = core(&disk, CoreConfig::new(ME));
+    attach(&mut core, 1, &[ME]);
+    let mut out = turn(&mut core, vec![propose(1, 1, 10)]);
+    out.extend(turn(&mut core, vec![Input::Read { group: GroupId(1), read: 2 }]));
+    let order: Vec<&str> = out
+        .iter()
+        .filter_map(|o| match o {
+            Output::Apply { .. } => Some("apply"),
+            Output::ReadReady { read: 2, .. } => Some("read"),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(order, ["apply", "read"], "{out:?}");
+}
+
+#[test]
+fn without_a_quorum_everything_ends_in_time() {
+    let disk = SimDisk::new(1);
+    let mut core = core(&disk, CoreConfig::new(ME));
+    attach(&mut core, 1, &[ME, NodeId(2), NodeId(3)]);
+    let out = turn(&mut core, vec![propose(1, 1, 10), Input::Read { group: GroupId(1), read: 2 }]);
+    let refused = |o: &Output| {
+        matches!(o, Output::Failed { proposal: 1, error: ProposeError::NotLeader { leader: None }, .. })
+    };
+    assert!(out.iter().any(refused));
+    let mut failed = false;
+    for _ in 0..110 {
+        let out = turn(&mut core, vec![Input::Tick]);
+        failed |= out.iter().any(|o| matches!(o, Output::Failed { proposal: 2, .. }));
+    }
+    assert!(failed, "the read gives up");
+    assert_ne!(core.status(GroupId(1)).expect("there").role, Role::Leader);
+    assert_eq!(core.status(GroupId(1)).expect("there").term, 0, "pre-votes do not raise the term");
+    let out = turn(&mut core, vec![propose(9, 3, 1)]);
+    assert!(matches!(out[..], [Output::Failed { proposal: 3, .. }]), "no such group");
+}
+
+#[test]
+fn an_idle_group_frees_old_segments_for_a_busy_one() {
+    let disk = SimDisk::new(1);
+    let config = CoreConfig { checkpoint_bytes: 32 << 10, ..CoreConfig::new(ME) };
+    let mut core = core(&disk, config);
+    let mut attached = attach(&mut core, 1, &[ME]);
+    attached.extend(attach(&mut core, 2, &[ME]));
+    let mut at = [Position::default(); 3];
+    for i in 0..3000 {
+        let mut out = turn(&mut core, vec![propose(1, i, 500)]);
+        out.append(&mut attached);
+        while !out.is_empty() {
+            let mut inputs = Vec::new();
+            for o in out.drain(..) {
+                match o {
+                    Output::Apply { group, position, bytes, .. } => {
+                        at[group.0 as usize] = position;
+                        inputs.push(Input::Applied { group, position, bytes });
+                    }
+                    Output::Checkpoint { group } => {
+                        let position = at[group.0 as usize];
+                        inputs.push(Input::Checkpointed { group, position, machine: position });
+                    }
+                    _ => {}
+                }
+            }
+            if inputs.is_empty() {
+                break;
+            }
+            out = turn(&mut core, inputs);
+        }
+    }
+    let (segments, bytes) = core.with_log(|l| (l.segments(), l.bytes()));
+    assert!(segments <= 5, "{segments} segments of {bytes} bytes are left");
+}
