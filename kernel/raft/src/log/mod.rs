@@ -2,10 +2,10 @@
 //! groups.
 //!
 //! The log is a row of segment files `NNNNNNNNNNNNNNNN.log`. A segment begins with a header (its
-//! number, a random salt, the number of its first batch) and goes on with [`frame`]s. The frames of
+//! number, a random salt, the number of its first batch) and goes on with frames (`frame`). The frames of
 //! one append are a batch: recovery takes all of it or nothing. As the next batch is only written
 //! after the last was synced, at most the final batch can be torn; a bad frame with a later batch
-//! behind it, or in an earlier segment, is damage to synced data and an error ([`recover`]).
+//! behind it, or in an earlier segment, is damage to synced data and an error (`recover`).
 //!
 //! Limits of that: damage that hits exactly the last synced batch and nothing else looks like a torn
 //! append and is cut off. Replication is what heals it; a log alone cannot know better.

@@ -4,7 +4,7 @@
 //!
 //! For the first part of a run faults are injected (messages dropped, delayed, reordered, doubled;
 //! one-way partitions; kills, power losses, failing syncs, full disks, pauses, crooked clocks). Then
-//! they stop, and the cluster must heal: elect, converge, serve. After every turn the [`check`]er
+//! they stop, and the cluster must heal: elect, converge, serve. After every turn a checker
 //! looks at all that Raft promises; at the end the clients' history must be linearizable, with
 //! everything acknowledged in it once and nothing refused in it at all.
 
