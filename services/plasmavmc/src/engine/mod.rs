@@ -3,6 +3,7 @@
 //!
 //! - [`Launch`]: what one incarnation shall be; `args` turns it into QEMU's command line.
 //! - [`Hypervisor`]: `ensure_running`, `ensure_stopped`, `reset`, `observe`, `list`, `remove`.
+//! - [`image`]: foreign images checked and converted, disks on top of them.
 //! - [`Console`]: the serial line with its backlog; [`Agent`]: the guest agent.
 //!
 //! Invariants: every operation can be repeated after a crash at any point, and what is absent can be
@@ -16,6 +17,7 @@ mod args;
 mod command;
 mod console;
 mod hypervisor;
+pub mod image;
 mod launch;
 mod lines;
 mod process;
