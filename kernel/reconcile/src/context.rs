@@ -59,6 +59,11 @@ impl Context {
         found.into_iter().map(|(_, o)| o.typed()).collect()
     }
 
+    /// The revision that the view shows.
+    pub fn revision(&self) -> u64 {
+        self.view.revision()
+    }
+
     /// The store, for writes (`begin`) and for reads that must be of this very moment.
     pub fn store(&self) -> &Store {
         &self.store

@@ -1,6 +1,7 @@
 //! A node: all services of this process, wired. What a service needs of another it gets here, as a trait,
 //! a view of resources or a socket; the services do not know each other.
 
+mod dns;
 mod identity;
 mod listeners;
 mod lock;
@@ -110,9 +111,16 @@ impl Node {
             _ => Box::new(UserPlane),
         };
         let net = HostNet::new(config.node.clone(), plane, self.tasks.clone());
-        let missing = net.missing();
+        let mut missing = net.missing();
         manager.add(prismnet::agent::Networks(net.clone()));
         manager.add(prismnet::agent::Ports(net));
+        step.done();
+
+        let step = reporter.step("flashdns");
+        let (dns, note) = dns::start(&config, &self.tasks).await?;
+        missing.extend(note);
+        manager.add(flashdns::agent::NetworkViews::new(dns.clone()));
+        manager.add(flashdns::agent::HostView(dns));
         step.done();
 
         let step = reporter.step("plasmavmc");
