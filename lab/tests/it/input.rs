@@ -35,7 +35,8 @@ fn resident_mib(pid: i32) -> u64 {
 
 fn client(cloud: &Cloud) -> Client {
     let p = Profile::load(&cloud.dir.path().join("creds/admin.json")).expect("profile");
-    Client::new(&p.endpoint, &p.ca, Credentials::Password { user: p.user, password: p.password }).expect("client")
+    Client::new(&p.endpoint, &p.ca, Credentials::Password { user: p.user, password: p.password })
+        .expect("client")
 }
 
 /// Everything but audit and hosts' signs of life.
@@ -146,14 +147,16 @@ fn input_of_thousands_of_wrong_vms_is_refused_and_leaves_nothing() {
     cloud.up();
     cloud.ok(&["project", "create", "p"]);
     let before = state(&cloud);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
         let c = client(&cloud);
         let mut dice = Dice(0xf00d);
         let mut fields = std::collections::BTreeSet::new();
         for n in 0..3000 {
             let vm = wrong_vm(&mut dice);
-            let e = c.call(http::Method::POST, "/v1/projects/p/vms", Some(&vm)).await.expect_err(&vm.to_string());
+            let e =
+                c.call(http::Method::POST, "/v1/projects/p/vms", Some(&vm)).await.expect_err(&vm.to_string());
             let code = e.code.http_status();
             assert!((400..500).contains(&code) && code != 401, "{n}: {vm}: {e:?}");
             assert!(!e.what.is_empty() && e.field.is_some(), "{n}: {vm}: {e:?}");
@@ -161,7 +164,8 @@ fn input_of_thousands_of_wrong_vms_is_refused_and_leaves_nothing() {
         }
         assert!(fields.len() >= 6, "{fields:?}");
         // Bodies that are no objects at all, and one that is too large.
-        for body in [json!(1), json!([]), json!("x"), json!({"meta": 1}), json!({"pad": "x".repeat(2 << 20)})] {
+        for body in [json!(1), json!([]), json!("x"), json!({"meta": 1}), json!({"pad": "x".repeat(2 << 20)})]
+        {
             let e = c.call(http::Method::POST, "/v1/projects/p/vms", Some(&body)).await.expect_err("refused");
             assert!((400..500).contains(&e.code.http_status()), "{e:?}");
         }
@@ -193,12 +197,18 @@ fn input_without_identity_gets_only_health_and_version() {
             let code = get(port, path, &["-H", "Authorization: Bearer x.y.z"]);
             assert!(code == "401" || (port == 2379 && code == "404"), "port {port} {path}: {code}");
         }
-        let code = get(port, "/etcdserverpb.KV/Range", &["-X", "POST", "-H", "content-type: application/grpc"]);
+        let code =
+            get(port, "/etcdserverpb.KV/Range", &["-X", "POST", "-H", "content-type: application/grpc"]);
         assert!(code != "200" || port == 2379, "port {port}: {code}"); // gRPC says no in its trailers
     }
     let out = std::process::Command::new("etcdctl")
         .env("ETCDCTL_API", "3")
-        .args(["--endpoints", &format!("https://127.0.0.1:{}", cloud.port(2379)), "--cacert", &ca.to_string_lossy()])
+        .args([
+            "--endpoints",
+            &format!("https://127.0.0.1:{}", cloud.port(2379)),
+            "--cacert",
+            &ca.to_string_lossy(),
+        ])
         .args(["get", "--prefix", ""])
         .output()
         .expect("etcdctl; run ./dev setup");

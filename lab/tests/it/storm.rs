@@ -8,7 +8,7 @@ use photon_lab::{
 use std::{
     process::Command,
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -56,7 +56,19 @@ fn worker(cloud: &Cloud, name: &str, seed: u64, stop: &AtomicBool, said: &Mutex<
             Said::Unknown => dice.below(2) == 0,
         };
         let r = if create {
-            cloud.run(&["vm", "create", name, "--project", "p", "--image", "blank", "--network", "n", "--memory", "32MiB"])
+            cloud.run(&[
+                "vm",
+                "create",
+                name,
+                "--project",
+                "p",
+                "--image",
+                "blank",
+                "--network",
+                "n",
+                "--memory",
+                "32MiB",
+            ])
         } else {
             cloud.run(&["vm", "delete", name, "--project", "p"])
         };
@@ -66,7 +78,11 @@ fn worker(cloud: &Cloud, name: &str, seed: u64, stop: &AtomicBool, said: &Mutex<
             // Deletion is acknowledged; until the object is gone, creation is refused.
             (false, 0) => Said::Absent,
             (true, 4) | (false, 3) if now == Said::Unknown => {
-                if create { Said::Unknown } else { Said::Absent }
+                if create {
+                    Said::Unknown
+                } else {
+                    Said::Absent
+                }
             }
             // Still going, or not there yet: the state has not changed.
             (true, 4) => now,
@@ -102,7 +118,7 @@ fn keys(cloud: &Cloud, prefix: &str) -> Vec<String> {
 fn storm_of_kills_loses_and_leaves_nothing() {
     assert!(rustix::process::geteuid().is_root(), "the storm needs root: networks of its own");
     let before = Traces::now();
-    let cloud = Arc::new(Cloud::new("host"));
+    let cloud = Cloud::new("host");
     cloud.up();
     cloud.ok(&["project", "create", "p"]);
     cloud.ok(&["network", "create", "n", "--project", "p", "--cidr", "10.77.0.0/24", "--wait"]);
@@ -110,29 +126,31 @@ fn storm_of_kills_loses_and_leaves_nothing() {
     std::fs::write(&blank, vec![0u8; 1 << 20]).expect("blank image");
     cloud.ok(&["image", "import", &blank.to_string_lossy(), "--name", "blank", "--wait"]);
 
-    let stop = Arc::new(AtomicBool::new(false));
+    let stop = AtomicBool::new(false);
     let seed = u64::from(std::process::id()) | 1;
     println!("seed {seed}, {} kills, checkout {}", kills(), root().display());
     let mut dice = Dice(seed);
-    let said: Vec<Arc<Mutex<Said>>> = (0..VMS).map(|_| Arc::new(Mutex::new(Said::Absent))).collect();
-    let workers: Vec<_> = said
-        .iter()
-        .enumerate()
-        .map(|(i, s)| {
-            let (cloud, s, stop) = (cloud.clone(), s.clone(), stop.clone());
-            thread::spawn(move || worker(&cloud, &format!("v{i}"), seed + i as u64 * 7919, &stop, &s))
-        })
-        .collect();
-    for n in 0..kills() {
-        thread::sleep(Duration::from_millis(dice.below(400)));
-        cloud.kill();
-        cloud.up();
-        assert!(!workers.iter().any(|w| w.is_finished()), "a worker ended after kill {n}: {}", cloud.log_tail());
-    }
-    stop.store(true, Ordering::SeqCst);
-    for w in workers {
-        w.join().expect("no acknowledged object was missing");
-    }
+    let said: Vec<Mutex<Said>> = (0..VMS).map(|_| Mutex::new(Said::Absent)).collect();
+    thread::scope(|scope| {
+        let workers: Vec<_> = said
+            .iter()
+            .enumerate()
+            .map(|(i, s)| {
+                let (cloud, stop) = (&cloud, &stop);
+                scope.spawn(move || worker(cloud, &format!("v{i}"), seed + i as u64 * 7919, stop, s))
+            })
+            .collect();
+        for n in 0..kills() {
+            thread::sleep(Duration::from_millis(dice.below(400)));
+            cloud.kill();
+            cloud.up();
+            if workers.iter().any(thread::ScopedJoinHandle::is_finished) {
+                stop.store(true, Ordering::SeqCst);
+                panic!("a worker ended after kill {n}: {}", cloud.log_tail());
+            }
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
 
     // What was acknowledged holds, and comes to rest.
     let listed = |name: &str| {
@@ -148,14 +166,20 @@ fn storm_of_kills_loses_and_leaves_nothing() {
                     listed(&name).is_some_and(|v| v["status"]["phase"] == "running")
                 });
             }
-            Said::Absent => wait(&format!("{name} to be gone"), Duration::from_secs(60), || listed(&name).is_none()),
+            Said::Absent => {
+                wait(&format!("{name} to be gone"), Duration::from_secs(60), || listed(&name).is_none())
+            }
             Said::Unknown => {}
         }
     }
     wait("one process for each incarnation", Duration::from_secs(60), || {
         let all = cloud.json(&["incarnation", "list", "--project", "p"]);
-        let mut known: Vec<i64> =
-            all["items"].as_array().expect("items").iter().filter_map(|i| i["status"]["pid"].as_i64()).collect();
+        let mut known: Vec<i64> = all["items"]
+            .as_array()
+            .expect("items")
+            .iter()
+            .filter_map(|i| i["status"]["pid"].as_i64())
+            .collect();
         let mut real: Vec<i64> = cloud.qemus().into_iter().map(i64::from).collect();
         known.sort_unstable();
         real.sort_unstable();

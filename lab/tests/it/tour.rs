@@ -2,12 +2,12 @@
 //! the page. Two commands wait for a person; the test plays that person.
 
 use photon_lab::{
-    cloud::{root, target_dir},
+    cloud::{photon_exe, root, target_dir},
     host::Traces,
 };
 use std::{
     io::{Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -29,6 +29,7 @@ struct Shell {
     output: Arc<Mutex<String>>,
     seen: usize,
     count: usize,
+    data: PathBuf,
 }
 
 impl Shell {
@@ -59,7 +60,7 @@ impl Shell {
             });
         }
         let input = child.stdin.take().expect("stdin");
-        Shell { child, input, output, seen: 0, count: 0 }
+        Shell { child, input, output, seen: 0, count: 0, data: data.to_path_buf() }
     }
 
     /// What was printed since the last command began.
@@ -96,11 +97,17 @@ impl Drop for Shell {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // After a failure the cloud still runs.
+        let down = ["down", "--vms"];
+        let _ = Command::new(photon_exe()).env("PHOTON_DATA_DIR", &self.data).args(down).output();
     }
 }
 
 /// `photon vm console` on a pseudo-terminal, with somebody typing.
 fn at_the_console(shell: &mut Shell, command: &str) {
+    // A person would ping again until b has booted; b has when its own console shows a login.
+    let booted = "until photon vm console b --project demo </dev/null | grep -q 'b login:'; do :; done";
+    shell.run(booted, Duration::from_secs(120));
     // `script` gives the console a terminal; the fifo is the keyboard.
     let keyboard = format!("/tmp/photon-tour-{}", std::process::id());
     let screen = format!("{keyboard}.screen");
@@ -141,7 +148,6 @@ fn tour_of_the_readme() {
     for c in &commands {
         let long = Duration::from_secs(600);
         if c.starts_with("photon vm console") {
-            // b must answer: it has booted when its own console shows a login.
             at_the_console(&mut shell, c);
         } else if c.contains("etcdctl watch") {
             let (put, watch) = c.split_once("&&").expect("put, then watch");
