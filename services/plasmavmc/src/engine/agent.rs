@@ -197,3 +197,62 @@ fn bounded(mut info: Info) -> Info {
     }
     info
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncBufReadExt;
+
+    /// A guest that answers each request with the next text; `ID` stands for the request's id.
+    async fn guest(answers: Vec<String>) -> (Agent, photon_rt::task::Tasks, watch::Sender<bool>) {
+        let path = std::env::temp_dir().join(format!("photon-agent-{:x}", photon_rt::entropy::u64()));
+        let listener = tokio::net::UnixListener::bind(&path).expect("bind");
+        let (agent, tasks) = (Agent::default(), photon_rt::task::Tasks::new());
+        tasks.spawn("guest", async move {
+            let mut answers = answers.into_iter();
+            loop {
+                let (s, _) = listener.accept().await.expect("accept");
+                let (r, mut w) = s.into_split();
+                let mut lines = BufReader::new(r).lines();
+                while let Ok(Some(line)) = lines.next_line().await {
+                    let request: serde_json::Value = serde_json::from_str(&line).expect("a request");
+                    let Some(a) = answers.next() else { std::future::pending().await };
+                    let text = a.replace("ID", &request["id"].to_string());
+                    if w.write_all(text.as_bytes()).await.is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        let (over_tx, over) = watch::channel(false);
+        let own = agent.clone();
+        tasks.spawn("agent", async move {
+            own.serve(&path, over).await;
+            let _ = photon_rt::fs::remove_file(&path);
+        });
+        (agent, tasks, over_tx)
+    }
+
+    #[tokio::test]
+    async fn hostile_guests_are_survived() {
+        let (agent, tasks, over) = guest(vec![
+            // To the first three connections' pings: no line, no JSON, a line too long.
+            "\n".into(),
+            "{\"id\":ID,\"ok\":true,\"addresses\":7}\n".into(),
+            format!("{{\"x\":\"{}\"}}\n", "y".repeat(LINE_MAX)),
+            "{\"event\":\"other\"}\n{\"id\":1,\"ok\":true}\n{\"id\":ID,\"ok\":true,\"ready\":true}\n".into(),
+            "{\"id\":ID,\"ok\":true,\"hostname\":\"a\\u001b[2J\",\"addresses\":[\"10.0.0.1\",\"; rm\"],\"uptime_seconds\":1e999}\n"
+                .replace("1e999", "1.5"),
+            "{\"id\":ID,\"ok\":false,\"error\":\"no\"}\n".into(),
+        ])
+        .await;
+        assert!(agent.info().await.is_err(), "nothing is asked before the agent has shown itself");
+        agent.ready().wait_for(|r| *r).await.expect("ready");
+        let info = agent.info().await.expect("info");
+        assert_eq!((info.hostname.as_str(), info.addresses), ("a[2J", vec!["10.0.0.1".to_string()]));
+        assert_eq!(agent.shutdown().await.expect_err("refused").why, "no");
+        over.send_replace(true);
+        agent.ready().wait_for(|r| !*r).await.expect("gone");
+        tasks.shutdown().await;
+    }
+}

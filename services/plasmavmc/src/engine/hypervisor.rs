@@ -31,6 +31,8 @@ pub const QEMU: &str = "qemu-system-x86_64";
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a QEMU may take to die of SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long a guest may think about its power button before it is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(10);
 /// Locks by VM: operations on one VM wait for each other.
 const STRIPES: usize = 64;
 
@@ -322,17 +324,30 @@ impl Hypervisor {
         let Some(vm) = self.vm(id) else { return Ok(Observed::Absent) };
         let _guard = self.lock(vm.launch.vm).await;
         if let (Stop::Graceful { limit }, Observed::Running(_)) = (how, vm.observed()) {
-            // A paused guest cannot answer. A guest without an agent has its power button.
-            let _ = vm.command(Command::Cont).await;
-            if vm.agent.shutdown().await.is_err() {
-                let _ = vm.command(Command::Powerdown).await;
-            }
-            let mut state = vm.state.subscribe();
-            let ended = state.wait_for(|s| !matches!(s, State::Alive { .. }));
-            let _ = timeout(limit, "the guest's shutdown", ended).await;
+            let _ = timeout(limit, "the guest's shutdown", self.ask_to_stop(&vm)).await;
         }
         self.end(&vm).await?;
         Ok(vm.observed())
+    }
+
+    /// Asks a guest to power off until it has: its agent, as soon as that is there, else by the power
+    /// button, which a guest that is still starting does not notice.
+    async fn ask_to_stop(&self, vm: &Vm) {
+        // A paused guest cannot answer.
+        let _ = vm.command(Command::Cont).await;
+        let mut state = vm.state.subscribe();
+        let mut ready = vm.agent.ready();
+        loop {
+            let agreed = vm.agent.shutdown().await.is_ok();
+            if !agreed {
+                let _ = vm.command(Command::Powerdown).await;
+            }
+            tokio::select! {
+                _ = state.wait_for(|s| !matches!(s, State::Alive { .. })) => return,
+                Ok(_) = ready.wait_for(|r| *r), if !agreed => {}
+                () = sleep(PRESS_AGAIN) => {}
+            }
+        }
     }
 
     /// Ends a VM hard and waits until it has ended.

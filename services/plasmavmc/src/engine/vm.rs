@@ -87,6 +87,9 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner) // an Option: never half set
 }
 
+/// How often QEMU's log is looked at.
+const LOG_PERIOD: Duration = Duration::from_secs(30);
+
 /// How a QMP session ended.
 enum Session {
     GuestOff,
@@ -167,11 +170,19 @@ impl Vm {
         let (over_tx, over) = watch::channel(false);
         let (vm, end) = (self.clone(), over.clone());
         tasks.spawn("console", async move { vm.console.serve(&vm.dir.join(file::SERIAL), end).await });
-        let (vm, tx) = (self.clone(), changes.clone());
+        let (vm, tx, mut end) = (self.clone(), changes.clone(), over.clone());
         tasks.spawn("agent-watch", async move {
             let mut ready = vm.agent.ready();
-            while ready.changed().await.is_ok() {
-                let _ = tx.send(vm.launch.id);
+            loop {
+                tokio::select! {
+                    _ = end.wait_for(|o| *o) => return,
+                    changed = ready.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        let _ = tx.send(vm.launch.id);
+                    }
+                }
             }
         });
         let (vm, end) = (self.clone(), over);
@@ -256,7 +267,12 @@ impl Vm {
             process::trim_log(&self.dir);
             let _ = changes.send(self.launch.id);
             loop {
-                match events.recv().await.as_ref().map(|e| e.name.as_str()) {
+                // QEMU's log is looked at now and then also while nothing happens.
+                let Ok(event) = timeout(LOG_PERIOD, "an event", events.recv()).await else {
+                    process::trim_log(&self.dir);
+                    continue;
+                };
+                match event.as_ref().map(|e| e.name.as_str()) {
                     None => {
                         lock(&self.qmp).take();
                         return Session::Broken;

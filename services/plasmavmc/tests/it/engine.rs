@@ -201,3 +201,18 @@ async fn orphans_are_found_by_their_arguments_and_failed_starts_leave_nothing() 
     );
     host.finish().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_graceful_stop_right_after_the_start_waits_for_the_agent() {
+    let host = Host::new().await;
+    let launch = tiny(Uid(0xe1), 1);
+    host.hv().ensure_running(&launch).await.expect("running");
+    let end = host.hv().ensure_stopped(launch.id, Stop::Graceful { limit: LONG }).await.expect("stopped");
+    assert_eq!(cause(&end), Cause::GuestShutdown);
+    // A guest that does not want to is ended when the limit is over.
+    let deaf = tiny(Uid(0xe2), 1);
+    host.hv().ensure_running(&deaf).await.expect("running");
+    let stop = Stop::Graceful { limit: Duration::from_millis(300) };
+    assert_eq!(cause(&host.hv().ensure_stopped(deaf.id, stop).await.expect("stopped")), Cause::Stopped);
+    host.finish().await;
+}

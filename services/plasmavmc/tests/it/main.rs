@@ -4,3 +4,4 @@ mod engine;
 mod image;
 mod schema;
 mod support;
+mod tap;

@@ -97,7 +97,7 @@ impl Fields<'_> {
         self.0.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_be_bytes)
     }
     fn u64(&self, at: usize) -> u64 {
-        u64::from(self.u32(at)) << 32 | u64::from(self.u32(at + 4))
+        (u64::from(self.u32(at)) << 32) | u64::from(self.u32(at + 4))
     }
 }
 
@@ -135,7 +135,8 @@ fn qcow2(file: &File, len: u64, limits: Limits) -> Result<Checked> {
         i if i & !0b11111 != 0 => return Err(refuse("it uses features that are not known")),
         _ => {}
     }
-    if version == 3 && (!(104..=4096).contains(&header_len) || header_len % 8 != 0 || f.u32(96) > 6) {
+    if version == 3 && (!(104..=4096).contains(&header_len) || !header_len.is_multiple_of(8) || f.u32(96) > 6)
+    {
         return Err(refuse("its header does not make sense"));
     }
     let compression = if incompatible & 0b1000 != 0 { head.get(104).copied().unwrap_or(0xff) } else { 0 };
@@ -149,7 +150,7 @@ fn qcow2(file: &File, len: u64, limits: Limits) -> Result<Checked> {
     let cluster = 1u64 << bits;
     extensions(file, len, header_len, cluster)?;
     let size = f.u64(24);
-    if size % SECTOR != 0 || size > limits.size.0 {
+    if !size.is_multiple_of(SECTOR) || size > limits.size.0 {
         return Err(refuse(format!(
             "its size of {size} bytes is not whole sectors of at most {}",
             limits.size
@@ -196,7 +197,7 @@ struct Map<'a> {
 impl Map<'_> {
     fn table(&self, at: u64, bytes: u64, max: u64, what: &str) -> Result<()> {
         let end = at.checked_add(bytes);
-        if at == 0 || at % self.cluster != 0 || bytes > max || end.is_none_or(|e| e > self.len) {
+        if at == 0 || !at.is_multiple_of(self.cluster) || bytes > max || end.is_none_or(|e| e > self.len) {
             return Err(refuse(format!("its {what} is not inside the file")));
         }
         Ok(())
@@ -205,7 +206,7 @@ impl Map<'_> {
     /// Marks one cluster of the file as used.
     fn take(&self, used: &mut [u64], at: u64) -> Result<()> {
         let i = at / self.cluster;
-        if at % self.cluster != 0 || at == 0 || at >= self.len {
+        if !at.is_multiple_of(self.cluster) || at == 0 || at >= self.len {
             return Err(refuse("it points outside itself"));
         }
         let (word, bit) = ((i / 64) as usize, 1 << (i % 64));
@@ -242,7 +243,7 @@ impl Map<'_> {
             let l2 = read_at(self.file, l2_at, self.cluster as usize)?;
             for j in 0..per_table as usize {
                 let word = Fields(&l2).u64(j * self.entry as usize);
-                if word >> 62 & 1 != 0 {
+                if (word >> 62) & 1 != 0 {
                     // Compressed: the place is a byte, below 62 - (cluster bits - 8) bits; several may
                     // share a cluster. Decompressed it is one cluster.
                     let place = word & ((1 << (62 - (self.cluster.trailing_zeros() - 8))) - 1);
@@ -287,9 +288,9 @@ mod tests {
         put(&mut b, 56, &1u32.to_be_bytes());
         put(&mut b, 96, &4u32.to_be_bytes());
         put(&mut b, 100, &104u32.to_be_bytes());
-        put(&mut b, 2 * CLUSTER, &(1 << 63 | 3 * CLUSTER as u64).to_be_bytes());
-        put(&mut b, 3 * CLUSTER, &(1 << 63 | 4 * CLUSTER as u64).to_be_bytes());
-        put(&mut b, 3 * CLUSTER + 8, &(1 << 63 | 5 * CLUSTER as u64).to_be_bytes());
+        put(&mut b, 2 * CLUSTER, &((1 << 63) | (3 * CLUSTER as u64)).to_be_bytes());
+        put(&mut b, 3 * CLUSTER, &((1 << 63) | (4 * CLUSTER as u64)).to_be_bytes());
+        put(&mut b, 3 * CLUSTER + 8, &((1 << 63) | (5 * CLUSTER as u64)).to_be_bytes());
         b
     }
 
@@ -348,7 +349,7 @@ mod tests {
             (3 * CLUSTER, &(1u64 << 40).to_be_bytes(), "outside itself"),
             (3 * CLUSTER, &(3 * CLUSTER as u64).to_be_bytes(), "twice"),
             (3 * CLUSTER, &(5 * CLUSTER as u64).to_be_bytes(), "twice"),
-            (3 * CLUSTER, &(1u64 << 62 | 1 << 40).to_be_bytes(), "outside itself"),
+            (3 * CLUSTER, &((1u64 << 62) | (1 << 40)).to_be_bytes(), "outside itself"),
         ] {
             let said = with(at, value);
             assert!(said.contains(word), "{at}: {said:?} does not say {word:?}");
@@ -368,7 +369,8 @@ mod tests {
     fn a_bomb_is_refused() {
         let mut b = sound();
         for j in 0..64 {
-            b[3 * CLUSTER + 8 * j..][..8].copy_from_slice(&(1u64 << 62 | 4 * CLUSTER as u64).to_be_bytes());
+            b[3 * CLUSTER + 8 * j..][..8]
+                .copy_from_slice(&((1u64 << 62) | (4 * CLUSTER as u64)).to_be_bytes());
         }
         let limits = Limits { content: Bytes(10 * CLUSTER as u64), ..Limits::default() };
         assert!(check(&file(&b), Format::Qcow2, limits).expect_err("refused").what.contains("too large"));

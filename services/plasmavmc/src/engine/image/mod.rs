@@ -123,7 +123,7 @@ pub async fn root_disk(base: &Path, dest: &Path, size: Option<Bytes>) -> Result<
     }
     let least = size_of(base)?;
     let size = size.unwrap_or(least);
-    if size < least || size.0 % 512 != 0 {
+    if size < least || !size.0.is_multiple_of(512) {
         return Err(Error::invalid(
             "size",
             format!("{size} is not whole sectors of at least the image's {least}"),
