@@ -61,12 +61,19 @@ pub struct Api {
     gate: Gate,
     connects: Arc<Connects>,
     watches: Arc<Semaphore>,
+    only: Option<&'static str>,
 }
 
 impl Api {
     /// Serves `store` to those whom `gate` lets through.
     pub fn new(store: Store, gate: Gate) -> Api {
-        Api { store, gate, connects: Arc::default(), watches: Arc::new(Semaphore::new(WATCHES_MAX)) }
+        Api {
+            store,
+            gate,
+            connects: Arc::default(),
+            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            only: None,
+        }
     }
 
     /// Adds a subresource of `kind`, guarded by `verb`.
@@ -77,16 +84,41 @@ impl Api {
         self
     }
 
+    /// The same API with the kinds of one service only, for that service's own port.
+    pub fn only(mut self, service: &'static str) -> Api {
+        self.only = Some(service);
+        self
+    }
+
     /// The routes, to be merged into a listener's.
     pub fn router(self) -> Router {
         let openapi = crate::openapi::document(self.store.registry());
         let kinds = crate::openapi::kinds(self.store.registry());
         Router::new()
-            .route("/openapi.json", axum::routing::get(move || async move { axum::Json(openapi) }))
-            .route("/v1", axum::routing::get(move || async move { axum::Json(kinds) }))
+            .route("/openapi.json", describe(openapi))
+            .route("/v1", describe(kinds))
             .route("/v1/{*path}", any(dispatch))
             .with_state(self)
     }
+}
+
+/// A document for everybody who has an identity.
+fn describe(document: serde_json::Value) -> axum::routing::MethodRouter<Api> {
+    axum::routing::get(move |request: Request| async move {
+        match identified(&request) {
+            Ok(()) => axum::Json(document).into_response(),
+            Err(e) => problem(&e),
+        }
+    })
+}
+
+fn identified(request: &Request) -> Result<()> {
+    request.extensions().get::<Caller>().map(|_| ()).ok_or_else(nobody)
+}
+
+fn nobody() -> Error {
+    Error::new(Code::Unauthenticated, "this call needs an identity")
+        .hint("photon login; or send Authorization: Bearer TOKEN, or use a client certificate")
 }
 
 async fn dispatch(State(api): State<Api>, request: Request) -> Response {
@@ -97,12 +129,13 @@ async fn dispatch(State(api): State<Api>, request: Request) -> Response {
 }
 
 async fn handle(api: &Api, mut request: Request) -> Result<Response> {
-    let caller = request.extensions_mut().remove::<Caller>().ok_or_else(|| {
-        Error::new(Code::Unauthenticated, "this call needs an identity")
-            .hint("photon login; or send Authorization: Bearer TOKEN, or use a client certificate")
-    })?;
+    let caller = request.extensions_mut().remove::<Caller>().ok_or_else(nobody)?;
     let query = request.uri().query().unwrap_or_default();
     let route = parse_route(api.store.registry(), request.method(), request.uri().path(), query)?;
+    if api.only.is_some_and(|s| s != route.kind.service) {
+        return Err(Error::new(Code::NotFound, format!("{} are not served on this port", route.kind.plural))
+            .hint("use the front door (8443)"));
+    }
     let (verb, connect) = match &route.sub {
         None => (route.verb, None),
         Some(sub) => {
