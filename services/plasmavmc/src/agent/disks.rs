@@ -1,7 +1,10 @@
 //! Root disks: a copy-on-write layer over the image, kept as long as the VM exists.
 
 use super::HostAgent;
-use crate::control::{DISK_FINALIZER, VM_FINALIZER};
+use crate::{
+    control::{DISK_FINALIZER, VM_FINALIZER},
+    engine::image,
+};
 use async_trait::async_trait;
 use photon_api::VmSpec;
 use photon_base::{Bytes, Error, Result, Uid};
@@ -14,12 +17,12 @@ fn folder(dir: &Path, vm: Uid) -> PathBuf {
 }
 
 /// The root disk of `vm`, made if it is not there.
-pub async fn ensure_root(dir: &Path, vm: Uid, image: &Path, size: Option<Bytes>) -> Result<PathBuf> {
+pub async fn ensure_root(dir: &Path, vm: Uid, content: &Path, size: Option<Bytes>) -> Result<PathBuf> {
     let folder = folder(dir, vm);
     photon_rt::fs::private_dir(&folder)?;
     let path = folder.join("root.qcow2");
     if !path.exists() {
-        super::seam::root_disk(&image.join("disk.raw"), &path, size).await?;
+        image::root_disk(&content.join("disk.raw"), &path, size).await?;
     }
     Ok(path)
 }

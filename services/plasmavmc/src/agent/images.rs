@@ -201,9 +201,14 @@ impl Connect for ContentRoute {
         let upload = folder.join(format!("upload-{:x}", photon_rt::entropy::u64()));
         let received = receive(&upload, request).await;
         let outcome = match received {
-            Ok(sha256) => super::seam::import(&upload, format, &folder.join("disk.raw"))
-                .await
-                .map(|size| (sha256, size)),
+            Ok(sha256) => engine::image::import(
+                &upload,
+                format,
+                &folder.join("disk.raw"),
+                engine::image::Limits::default(),
+            )
+            .await
+            .map(|size| (sha256, size)),
             Err(e) => Err(e),
         };
         let _ = fs::remove_file(&upload); // gone already when the import moved it

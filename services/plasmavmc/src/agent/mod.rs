@@ -9,7 +9,6 @@ mod disks;
 mod host;
 mod images;
 mod incarnation;
-mod seam;
 
 pub use console::ConsoleRoute;
 pub use disks::Disks;
