@@ -118,6 +118,9 @@ impl Core {
             if members.is_empty() || members.iter().any(|m| m.0 == 0) {
                 return Err(StoreError::Invalid(format!("{id} needs members, and 0 is none")));
             }
+            if !members.contains(&self.config.node) {
+                return Err(StoreError::Invalid(format!("{} is not a member of {id}", self.config.node)));
+            }
             let mut voters: Vec<u64> = members.iter().map(|m| m.0).collect();
             voters.sort_unstable();
             voters.dedup();
