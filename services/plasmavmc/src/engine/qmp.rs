@@ -137,8 +137,11 @@ impl Qmp {
                     line = lines.recv() => {
                         let Some(line) = line else { return };
                         if let Some(name) = line.event {
-                            if event_tx.try_send(Event { name, data: line.data }).is_err() {
-                                return; // nobody reads, or far too slowly
+                            // An owner that has dropped its receiver wants no more events, and still
+                            // has commands to send; one that reads far too slowly must start anew.
+                            let told = event_tx.try_send(Event { name, data: line.data });
+                            if matches!(told, Err(mpsc::error::TrySendError::Full(_))) {
+                                return;
                             }
                         } else if let Some(w) = line.id.and_then(|id| waiting.remove(&id)) {
                             let _ = w.send(match (line.returned, line.error) {
