@@ -1,6 +1,18 @@
 //! What a cloud leaves on its host.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{
+    collections::BTreeSet,
+    process::Command,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+static HOST: Mutex<()> = Mutex::new(());
+
+/// Held by an experiment that compares what is on the host before and after: two of them at once would
+/// see each other.
+pub fn alone() -> MutexGuard<'static, ()> {
+    HOST.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn lines(program: &str, args: &[&str]) -> BTreeSet<String> {
     let out = Command::new(program)

@@ -7,8 +7,8 @@ use std::{path::Path, process::Command, time::Duration};
 fn boot_sector(line: &str) -> Vec<u8> {
     // xor ax,ax; mov ds,ax; mov si,0x7c15; l: lodsb; or al,al; jz h; mov dx,0x3f8; out dx,al; jmp l; h: hlt; jmp h
     let code = [
-        0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x15, 0x7c, 0xac, 0x08, 0xc0, 0x74, 0x06, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xf5, 0xf4,
-        0xeb, 0xfd,
+        0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x15, 0x7c, 0xac, 0x08, 0xc0, 0x74, 0x06, 0xba, 0xf8, 0x03, 0xee, 0xeb,
+        0xf5, 0xf4, 0xeb, 0xfd,
     ];
     let mut sector = code.to_vec();
     sector.extend_from_slice(line.as_bytes());
@@ -40,7 +40,20 @@ fn images_that_are_good_boot_and_others_say_why_not() {
     qemu_img(&["convert", "-f", "raw", "-O", "qcow2", text(&raw), text(&qcow2)]);
     for (name, file) in [("from-raw", &raw), ("from-qcow2", &qcow2)] {
         cloud.ok(&["image", "import", text(file), "--name", name, "--wait"]);
-        cloud.ok(&["vm", "create", name, "--project", "p", "--image", name, "--memory", "32MiB", "--disk", "8MiB", "--wait"]);
+        cloud.ok(&[
+            "vm",
+            "create",
+            name,
+            "--project",
+            "p",
+            "--image",
+            name,
+            "--memory",
+            "32MiB",
+            "--disk",
+            "8MiB",
+            "--wait",
+        ]);
         wait("the boot sector's line", Duration::from_secs(60), || {
             cloud.ok(&["vm", "console", name, "--project", "p"]).contains("hello from the boot sector")
         });
@@ -56,7 +69,12 @@ fn images_that_are_good_boot_and_others_say_why_not() {
     qemu_img(&["create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", text(&backed), "1M"]);
     std::fs::write(&cut, &std::fs::read(&qcow2).expect("read")[..100]).expect("write");
     qemu_img(&["create", "-q", "-f", "vmdk", text(&other), "1M"]);
-    for (name, file, format) in [("backed", &backed, "qcow2"), ("cut", &cut, "qcow2"), ("vmdk", &other, "raw"), ("lie", &raw, "qcow2")] {
+    for (name, file, format) in [
+        ("backed", &backed, "qcow2"),
+        ("cut", &cut, "qcow2"),
+        ("vmdk", &other, "raw"),
+        ("lie", &raw, "qcow2"),
+    ] {
         let r = cloud.run(&["image", "import", text(file), "--name", name, "--format", format]);
         assert_eq!(r.code, 2, "{name}: {}{}", r.out, r.err);
         assert!(r.err.contains("error[PH1001]"), "{name}: {}", r.err);

@@ -4,5 +4,6 @@
 mod images;
 mod input;
 mod laws;
+mod people;
 mod storm;
 mod tour;

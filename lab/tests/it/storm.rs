@@ -3,7 +3,7 @@
 
 use photon_lab::{
     cloud::{Cloud, root, wait},
-    host::Traces,
+    host::{Traces, alone},
 };
 use std::{
     process::Command,
@@ -117,6 +117,7 @@ fn keys(cloud: &Cloud, prefix: &str) -> Vec<String> {
 #[test]
 fn storm_of_kills_loses_and_leaves_nothing() {
     assert!(rustix::process::geteuid().is_root(), "the storm needs root: networks of its own");
+    let _alone = alone();
     let before = Traces::now();
     let cloud = Cloud::new("host");
     cloud.up();

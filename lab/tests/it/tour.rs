@@ -3,7 +3,7 @@
 
 use photon_lab::{
     cloud::{photon_exe, root, target_dir},
-    host::Traces,
+    host::{Traces, alone},
 };
 use std::{
     io::{Read, Write},
@@ -140,6 +140,7 @@ fn at_the_console(shell: &mut Shell, command: &str) {
 #[test]
 fn tour_of_the_readme() {
     assert!(rustix::process::geteuid().is_root(), "the tour needs root: networks of its own");
+    let _alone = alone();
     let before = Traces::now();
     let dir = tempfile::Builder::new().prefix("pt").rand_bytes(5).tempdir_in("/tmp").expect("folder");
     let mut shell = Shell::start(dir.path());
