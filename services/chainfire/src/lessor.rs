@@ -111,9 +111,8 @@ impl Lessor {
         let ids: Vec<(Instant, i64)> =
             t.deadlines.iter().take_while(|(d, _)| *d <= now).take(limit).copied().collect();
         for (d, id) in &ids {
-            // Tried again in a while if the proposal fails.
-            let again =
-                *d + Duration::from_secs(3).max(now.saturating_duration_since(*d) + Duration::from_secs(3));
+            // Asked for again if the proposal fails meanwhile.
+            let again = now + Duration::from_secs(3);
             t.deadlines.remove(&(*d, *id));
             t.deadlines.insert((again, *id));
             if let Some(timer) = t.leases.get_mut(id) {

@@ -1,5 +1,6 @@
 //! Foreign protocols: etcd v3 gRPC, and the HTTP pages beside it.
 
+mod authority;
 mod codec;
 mod grpc;
 mod http;
@@ -19,6 +20,7 @@ mod generated {
     }
 }
 
+pub use authority::Tolerant;
 pub use generated::{etcdserverpb, mvccpb};
 
 use crate::{ChainFire, EtcdError, Scope, command::MAX_REQUEST};

@@ -204,14 +204,14 @@ impl Session {
             let Some(w) = self.watches.get_mut(&id) else { continue };
             let step: EtcdResult<Result<Vec<Changes>, Gone>> = w.cursor.step(&api.0.inner.shared).await;
             busy |= w.cursor.behind(revision);
-            let fragment = w.fragment;
+            let (fragment, seen) = (w.fragment, w.cursor.next - 1);
             match step {
                 Ok(Ok(found)) if found.is_empty() => {}
                 Ok(Ok(found)) => {
                     if let Some(at) = &mut w.notify {
                         *at = now() + api.0.inner.config.progress_interval;
                     }
-                    self.events(id, found, fragment).await?;
+                    self.events(id, found, fragment, seen).await?;
                 }
                 Ok(Err(gone)) => {
                     self.drop_watch(id);
@@ -238,8 +238,14 @@ impl Session {
         }
     }
 
-    async fn events(&self, id: i64, found: Vec<Changes>, fragment: bool) -> Result<(), Closed> {
-        let revision = found.last().map_or(0, |c| c.revision);
+    /// Sends changes; the header says how far this watch has now seen everything.
+    async fn events(
+        &self,
+        id: i64,
+        found: Vec<Changes>,
+        fragment: bool,
+        revision: i64,
+    ) -> Result<(), Closed> {
         let events: Vec<mvccpb::Event> = found.into_iter().flat_map(|c| c.changes).map(event).collect();
         self.api.0.inner.counters.events.fetch_add(events.len() as u64, Relaxed);
         let whole = WatchResponse { watch_id: id, events, ..Default::default() };

@@ -363,3 +363,111 @@ async fn random_scripts_get_etcds_answers() {
         script(seed, 800).await;
     }
 }
+
+/// The same conversation on a watch stream with both. Each line is what is said before the next
+/// response is awaited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_conversation_gets_etcds_answers() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let server = Server::start(&dir.path().join("ours")).await;
+    let etcd = Etcd::start(&dir.path().join("theirs")).await;
+    let (ours, theirs) = tokio::join!(conversation(&server.operator), conversation(&etcd.url));
+    assert_eq!(ours.len(), theirs.len());
+    for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+        assert_eq!(a, b, "response {i}");
+    }
+    server.stop().await;
+}
+
+async fn conversation(url: &str) -> Vec<WatchResponse> {
+    let mut c = Client::new(url).await;
+    let (requests, rx) = tokio::sync::mpsc::channel(16);
+    let rx = tokio_stream::wrappers::ReceiverStream::new(rx);
+    let put = |k: &'static str, v: &'static str| {
+        Step::Put(PutRequest { key: k.into(), value: v.into(), ..Default::default() })
+    };
+    let delete = |k: &'static str, end: &'static str| {
+        Step::Delete(DeleteRangeRequest { key: k.into(), range_end: end.into(), ..Default::default() })
+    };
+    let on = |k: &'static str, end: &'static str| WatchCreateRequest {
+        key: k.into(),
+        range_end: end.into(),
+        ..Default::default()
+    };
+    let create = |c: WatchCreateRequest| Some(RequestUnion::CreateRequest(c));
+    let cancel = |watch_id| Some(RequestUnion::CancelRequest(WatchCancelRequest { watch_id }));
+    for s in [put("a", "1"), put("b", "1"), put("a", "2"), delete("b", ""), put("c", "1")] {
+        c.play(s).await.0.expect("works");
+    }
+    let progress = || Some(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+    let op = |r: Op| RequestOp { request: Some(r) };
+    let both = Step::Txn(TxnRequest {
+        success: vec![
+            op(Op::RequestTxn(TxnRequest {
+                success: vec![op(Op::RequestPut(PutRequest {
+                    key: "a".into(),
+                    value: "3".into(),
+                    ..Default::default()
+                }))],
+                ..Default::default()
+            })),
+            op(Op::RequestTxn(TxnRequest {
+                success: vec![op(Op::RequestDeleteRange(DeleteRangeRequest {
+                    key: "a".into(),
+                    ..Default::default()
+                }))],
+                ..Default::default()
+            })),
+        ],
+        ..Default::default()
+    });
+    let script: Vec<(Option<RequestUnion>, Option<Step>, usize)> = vec![
+        (create(WatchCreateRequest { watch_id: 5, ..on("a", "b") }), None, 1),
+        (create(on("a", "b")), None, 1),
+        (create(WatchCreateRequest { watch_id: 5, ..on("z", "") }), None, 1),
+        (create(on("b", "a")), None, 1),
+        (create(on("b", "b")), None, 1),
+        (cancel(77), None, 0),
+        (cancel(0), None, 1),
+        (None, Some(put("a", "9")), 1),
+        (progress(), None, 1),
+        (cancel(5), None, 1),
+        // Past, present and future.
+        (create(WatchCreateRequest { start_revision: 2, prev_kv: true, ..on("", "\0") }), None, 2),
+        (None, Some(both), 1),
+        (None, Some(delete("a", "zz")), 1),
+        (cancel(1), None, 1),
+        (create(WatchCreateRequest { start_revision: 12, ..on("f", "") }), None, 1),
+        (None, Some(put("f", "too early")), 0),
+        (None, Some(put("f", "too early")), 0),
+        (None, Some(put("f", "now")), 1),
+        (cancel(2), None, 1),
+        (None, Some(Step::Compact(CompactionRequest { revision: 6, physical: true })), 0),
+        (create(WatchCreateRequest { start_revision: 3, ..on("a", "") }), None, 2),
+        (create(WatchCreateRequest { start_revision: 7, prev_kv: true, ..on("a", "") }), None, 2),
+    ];
+    // etcd sends no headers before its first response.
+    let first = WatchRequest { request_union: create(WatchCreateRequest { watch_id: 100, ..on("x", "") }) };
+    requests.send(first).await.expect("open");
+    let mut stream = c.watch.watch(rx).await.expect("watch").into_inner();
+    stream.next().await.expect("open").expect("created");
+    let mut said = Vec::new();
+    for (i, (request, step, answers)) in script.into_iter().enumerate() {
+        if let Some(r) = request {
+            requests.send(WatchRequest { request_union: Some(r) }).await.expect("open");
+        }
+        if let Some(s) = step {
+            c.play(s).await.0.expect("works");
+        }
+        for _ in 0..answers {
+            let next = photon_rt::time::timeout(Duration::from_secs(5), "a response", stream.next()).await;
+            let mut r =
+                next.unwrap_or_else(|e| panic!("{url}, line {i}: {e}")).expect("open").expect("no error");
+            let h = r.header.as_mut().expect("header");
+            assert!(h.cluster_id != 0 && h.member_id != 0 && h.raft_term != 0);
+            *h = ResponseHeader { revision: h.revision, ..Default::default() };
+            said.push(r);
+        }
+    }
+    said
+}

@@ -136,9 +136,7 @@ async fn leases() {
 #[tokio::test(flavor = "multi_thread")]
 async fn status_members_and_pages() {
     let (_dir, s) = server().await;
-    // etcdctl 3.4 sends the whole endpoint as HTTP/2's :authority in calls to one member. With
-    // "http://" in it that is malformed, and hyper refuses what Go's server overlooks. Without, it works.
-    let u = s.operator.trim_start_matches("http://");
+    let u = &s.operator;
     let status = ok(u, &["endpoint", "status", "-w", "json"]).await;
     let status: serde_json::Value = serde_json::from_str(&status).expect("json");
     assert_eq!(status[0]["Status"]["leader"], status[0]["Status"]["header"]["member_id"]);

@@ -1,7 +1,8 @@
 //! A ChainFire on loopback, and the foreign programs beside it.
 
-use chainfire::{ChainFire, ChainFireConfig, Scope};
+use chainfire::{ChainFire, ChainFireConfig, Scope, wire::Tolerant};
 use photon_rt::{
+    net::{TcpListener, TcpStream},
     process::{Child, Command},
     task::Tasks,
     time::Duration,
@@ -19,13 +20,29 @@ pub struct Server {
     tasks: Tasks,
 }
 
+/// Accepts as the house's listener does, without TLS.
+struct Plain(TcpListener);
+
+impl axum::serve::Listener for Plain {
+    type Io = Tolerant<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        let (io, addr) = self.0.accept().await.expect("accepts");
+        io.set_nodelay(true).expect("TCP_NODELAY");
+        (Tolerant::new(io), addr)
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
 async fn listen(tasks: &Tasks, router: axum::Router) -> String {
     let listener = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
     let addr = listener.local_addr().expect("address");
     tasks.spawn("listener", async move {
-        use axum::serve::ListenerExt;
-        let listener = listener.tap_io(|io| io.set_nodelay(true).expect("TCP_NODELAY"));
-        axum::serve(listener, router).await.expect("serve");
+        axum::serve(Plain(listener), router).await.expect("serve");
     });
     format!("http://{addr}")
 }
