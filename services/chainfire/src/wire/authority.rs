@@ -203,6 +203,7 @@ fn mend_plain(value: &mut [u8]) -> Option<()> {
 /// `http://`, 41 bits, and `https://`, 46 bits, at the upper end of a number; below them `httpC--` and
 /// `httpsC--` (RFC 7541, appendix B: `h` 100111, `t` 01001, `p` 101011, `s` 01000, `:` 1011100,
 /// `/` 011000, `C` 1011110, `-` 010110).
+#[allow(clippy::unusual_byte_groupings, reason = "one group for each letter")]
 const HUFFMAN: [(u32, u64, u64); 2] = [
     (
         41,
@@ -249,7 +250,7 @@ mod tests {
                 other => panic!("{other}"),
             };
         }
-        while bits.len() % 8 != 0 {
+        while !bits.len().is_multiple_of(8) {
             bits.push('1');
         }
         bits.as_bytes().chunks(8).map(|c| c.iter().fold(0, |n, b| n << 1 | (b - b'0'))).collect()
