@@ -107,7 +107,7 @@ pub struct Report {
 
 /// A promise that was broken, and how to see it again.
 #[derive(Clone, thiserror::Error)]
-#[error("seed {seed}, {now_ms} ms: {what}\n  replay: SIM_SEED={seed} cargo test -p photon-raft sim::tests::replay -- --nocapture --ignored\n{}", .trace.join("\n"))]
+#[error("seed {seed}, {now_ms} ms: {what}\n  replay: SIM_SEED={seed} cargo run -p photon-raft --example replay\n{}", .trace.join("\n"))]
 pub struct Violation {
     /// The seed.
     pub seed: u64,

@@ -38,16 +38,6 @@ fn odd_seeds_run_clean() {
 }
 
 #[test]
-#[ignore = "replays one seed: SIM_SEED=N, with SIM_TRACE=1 for everything that happens"]
-fn replay() {
-    let seed = std::env::var("SIM_SEED").expect("SIM_SEED").parse().expect("a number");
-    match simulate(seed, None) {
-        Ok(r) => println!("{r:?}"),
-        Err(v) => panic!("{v}"),
-    }
-}
-
-#[test]
 fn a_seed_is_the_whole_run() {
     for seed in [3, 5, 8] {
         assert_eq!(simulate(seed, None).expect("clean"), simulate(seed, None).expect("clean"));

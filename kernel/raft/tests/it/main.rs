@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-mod bench;
 mod cluster;
 mod journal;
 mod store;

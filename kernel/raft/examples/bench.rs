@@ -1,4 +1,4 @@
-//! `cargo test --release -p photon-raft --test it bench -- --ignored --nocapture`
+//! Proposals a second of one node on a real disk, beside the disk's own fdatasync: `cargo run --release -p photon-raft --example bench`
 
 use bytes::Bytes;
 use photon_raft::{
@@ -47,9 +47,8 @@ impl Machine for Counter {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn bench_single_node() {
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
     let dir = tempfile::tempdir_in("/var/tmp").expect("dir");
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir.path()).expect("disk"));
     // The disk's own figure: one sync after another of a pre-allocated file.
