@@ -339,6 +339,9 @@ pub struct IncarnationStatus {
     /// True when it ended because the guest shut down, false when it was stopped or died.
     #[serde(default)]
     pub guest_shutdown: bool,
+    /// True when it ended because its host was told to stop its VMs; it starts again with the host.
+    #[serde(default)]
+    pub host_stopped: bool,
     /// True when it ended by itself, though wanted.
     #[serde(default)]
     pub ended: bool,

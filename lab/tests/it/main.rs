@@ -4,6 +4,7 @@
 mod images;
 mod input;
 mod laws;
+mod lifecycle;
 mod people;
 mod storm;
 mod tour;

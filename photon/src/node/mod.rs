@@ -160,25 +160,9 @@ impl Node {
     }
 }
 
-/// Time for a guest to shut down when the machine's VMs are stopped.
-const SHUTDOWN_TIME_MAX: photon_rt::time::Duration = photon_rt::time::Duration::from_secs(10);
-
 /// Stops every VM that runs from `data_dir`. The cloud itself must not run.
 pub async fn stop_vms(data_dir: &std::path::Path) -> Result<()> {
-    use plasmavmc::engine::{Hypervisor, Stop};
-    let tasks = Tasks::new();
-    let hypervisor = Hypervisor::new(
-        &plasmavmc::agent::run_dir(&Paths::new(data_dir).service("plasmavmc")),
-        tasks.clone(),
-    )
-    .await?;
-    let all = hypervisor.list().await?;
-    let stop =
-        all.iter().map(|v| hypervisor.ensure_stopped(v.id, Stop::Graceful { limit: SHUTDOWN_TIME_MAX }));
-    for r in futures::future::join_all(stop).await {
-        r?;
-    }
-    crate::cli::say(&format!("{} VMs stopped", all.len()));
-    tasks.shutdown().await;
+    let count = plasmavmc::agent::stop_all(&Paths::new(data_dir).service("plasmavmc")).await?;
+    crate::cli::say(&format!("{count} VMs stopped"));
     Ok(())
 }

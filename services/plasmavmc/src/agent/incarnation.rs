@@ -49,6 +49,7 @@ impl Reconcile for Incarnations {
         let hv = self.agent.hypervisor();
         if !i.is_wanted() {
             hv.remove(i.meta.id).await?;
+            self.agent.forget_mark(i.meta.id);
             self.agent.keys().remove(&i.meta.id);
             if i.has_finalizer(FINALIZER) {
                 let mut tx = cx.store().begin();
@@ -121,8 +122,10 @@ impl Incarnations {
             Observed::Exited(exit) => {
                 (s.phase, s.pid) = (Phase::Stopped, None);
                 s.ended = i.spec.power != Power::Stopped;
-                s.guest_shutdown = exit.cause == Cause::GuestShutdown;
+                s.host_stopped = self.agent.host_stopped(i.meta.id);
+                s.guest_shutdown = exit.cause == Cause::GuestShutdown && !s.host_stopped;
                 s.message = match (exit.cause, exit.status) {
+                    _ if s.host_stopped => "its host stopped its VMs".into(),
                     (Cause::GuestShutdown, _) => "the guest shut down".into(),
                     (Cause::Stopped, _) => "it was stopped on its host".into(),
                     (Cause::Crash, Some(n)) if n < 0 => format!("its process was killed by signal {}", -n),

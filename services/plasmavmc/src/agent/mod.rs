@@ -16,11 +16,11 @@ pub use host::report_host;
 pub use images::{ContentRoute, ImageKeeper, Images};
 pub use incarnation::Incarnations;
 
-use crate::engine::Hypervisor;
+use crate::engine::{Hypervisor, Observed, Stop};
 use photon_base::{Name, Result, Uid};
 use photon_reconcile::Poke;
 use photon_resource::Key;
-use photon_rt::task::Tasks;
+use photon_rt::{task::Tasks, time::Duration};
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -31,6 +31,38 @@ use tokio::sync::broadcast::error::RecvError;
 /// Where QEMUs of the data folder `dir` have their sockets and records.
 pub fn run_dir(dir: &Path) -> PathBuf {
     dir.join("run")
+}
+
+/// Marks of incarnations that were ended because their host was told to stop its VMs: what a guest does when it is
+/// asked to shut down looks the same as its own wish.
+fn marks(dir: &Path) -> PathBuf {
+    dir.join("host-stopped")
+}
+
+/// Time for a guest to shut down when the host stops its VMs.
+const HOST_STOP_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Stops every VM that runs from the data folder `dir`, and notes that it was not the guests' wish. The
+/// agent itself must not run. Returns how many there were.
+pub async fn stop_all(dir: &Path) -> Result<usize> {
+    let tasks = Tasks::new();
+    let hypervisor = Hypervisor::new(&run_dir(dir), tasks.clone()).await?;
+    let marks = marks(dir);
+    photon_rt::fs::private_dir(&marks)?;
+    let mut running = Vec::new();
+    for v in hypervisor.list().await? {
+        if matches!(hypervisor.observe(v.id), Observed::Running(_)) {
+            photon_rt::fs::write_atomic(&marks.join(v.id.to_string()), b"", 0o600)?;
+            running.push(v.id);
+        }
+    }
+    let stop =
+        running.iter().map(|id| hypervisor.ensure_stopped(*id, Stop::Graceful { limit: HOST_STOP_TIME_MAX }));
+    for r in futures::future::join_all(stop).await {
+        r?;
+    }
+    tasks.shutdown().await;
+    Ok(running.len())
 }
 
 /// One host's agent. Clones are the same agent.
@@ -82,6 +114,15 @@ impl HostAgent {
 
     fn key(&self, id: Uid) -> Option<Key> {
         self.keys().get(&id).cloned()
+    }
+
+    /// Whether the host, not the guest, wanted this incarnation to end.
+    fn host_stopped(&self, id: Uid) -> bool {
+        marks(&self.0.dir).join(id.to_string()).exists()
+    }
+
+    fn forget_mark(&self, id: Uid) {
+        let _ = photon_rt::fs::remove_file(marks(&self.0.dir).join(id.to_string())); // mostly there is none
     }
 
     fn dir(&self) -> &Path {

@@ -226,7 +226,8 @@ impl World<'_> {
 
     /// How long to wait before the next start of a VM that keeps ending.
     fn restart_wait(&self) -> Option<Duration> {
-        let ended = self.vm.status.conditions.iter().find(|c| c.kind == "Ended" && c.status)?;
+        let ended =
+            self.vm.status.conditions.iter().find(|c| c.kind == "Ended" && c.reason != "HostStopped")?;
         restart_pause(self.vm.status.restarts).checked_sub(wall().since(ended.since)).filter(|d| !d.is_zero())
     }
 
@@ -279,16 +280,21 @@ impl World<'_> {
             Restart::OnFailure => !i.status.guest_shutdown,
             Restart::Never => false,
         };
-        let again = again && self.vm.spec.power != Power::Stopped;
+        let by_host = i.status.host_stopped;
+        let again = (again || by_host) && self.vm.spec.power != Power::Stopped;
         let (reason, message) = match i.status.guest_shutdown {
+            _ if by_host => ("HostStopped", "its host stopped its VMs".to_string()),
             true => ("GuestShutdown", "the guest shut itself down".to_string()),
             false => ("ProcessDied", format!("the virtual machine's process ended: {}", i.status.message)),
         };
         let mut s = self.mirrored();
         set_condition(&mut s.conditions, "Ended", true, reason, message, wall());
         set_condition(&mut s.conditions, "Ready", false, reason, "", wall());
-        (s.phase, s.restarts) =
-            if again { (Phase::Pending, s.restarts + 1) } else { (Phase::Stopped, s.restarts) };
+        (s.phase, s.restarts) = if again {
+            (Phase::Pending, s.restarts + u64::from(!by_host))
+        } else {
+            (Phase::Stopped, s.restarts)
+        };
         let mut tx = self.cx.store().begin();
         self.drop_incarnation(&mut tx, i).await?;
         tx.update(&self.vm, |v| {
