@@ -46,6 +46,10 @@ pub async fn up(global: &Global, settings: Settings, file: Option<PathBuf>, deta
         _ = int.recv() => return Ok(()),
     };
     tokio::select! {
+        e = node.failed() => {
+            tracing::error!(error = %e, "stopping");
+            return Err(e);
+        }
         _ = term.recv() => {}
         _ = int.recv() => eprintln!("\nstopping; VMs run on and are adopted at the next start (photon down --vms stops them)"),
     }

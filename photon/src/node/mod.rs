@@ -153,6 +153,14 @@ impl Node {
         Ok(summary)
     }
 
+    /// Ends only when this node can't go on: its log or state failed, and going on could lose what was promised.
+    pub async fn failed(&self) -> photon_base::Error {
+        let why = self.chainfire.ended().await;
+        photon_base::Error::internal("the cluster store stopped")
+            .why(why)
+            .hint("nothing acknowledged is lost; see to the disk, then: photon up")
+    }
+
     /// Stops everything. VMs run on.
     pub async fn stop(self) {
         self.tasks.shutdown().await;
