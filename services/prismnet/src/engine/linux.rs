@@ -9,7 +9,7 @@
 
 use super::{
     DataPlane, Found, NetworkPlan, PortPlan, rules, tools,
-    tools::{Link, has, ip, links, nft, set, sysctl},
+    tools::{Link, drop_link, has, ip, links, nft, set, sysctl},
 };
 use async_trait::async_trait;
 use photon_base::{Error, Result, Uid};
@@ -107,23 +107,18 @@ impl LinuxPlane {
     async fn ensure_uplink(&self, plan: &NetworkPlan, name: &str, inside: &[Link]) -> Result<()> {
         let veth = self.veth(plan.id);
         let host = links(None).await?;
-        let mut script = String::new();
         let whole = has(&host, &veth) && has(inside, UPLINK);
-        if has(&host, &veth) && !whole {
-            script += &format!("link del {veth}\n");
+        if !plan.nat || !whole {
+            drop_link(None, &veth).await?;
         }
         if !plan.nat {
-            if whole {
-                script += &format!("link del {veth}\n");
-            }
-            return ip(None, &script).await;
+            return Ok(());
         }
         let lower = Self::link_address(&host, &veth, plan.id)?;
         let upper = Ipv4Addr::from_bits(lower.to_bits() + 1);
         if !whole {
-            script += &format!("link add {veth} type veth peer name {UPLINK} netns {name}\n");
+            ip(None, &format!("link add {veth} type veth peer name {UPLINK} netns {name}\n")).await?;
         }
-        ip(None, &script).await?;
         // The filter stands before the link does.
         nft(None, &rules::host()).await?;
         sysctl(
@@ -153,17 +148,13 @@ impl LinuxPlane {
     async fn drop_network(&self, name: &str) -> Result<()> {
         // The veth pair is named first: devices of a namespace vanish some time after its end.
         let veth = name.replacen("photon-", "ph", 1).replace('-', "");
-        if has(&links(None).await?, &veth) {
-            ip(None, &format!("link del {veth}\n")).await?;
-        }
+        drop_link(None, &veth).await?;
         self.drop_netns(name).await?;
         self.drop_host_rules().await
     }
 
     async fn drop_port(&self, name: &str, tap: &str) -> Result<()> {
-        if has(&links(Some(name)).await?, tap) {
-            ip(Some(name), &format!("link del {tap}\n")).await?;
-        }
+        drop_link(Some(name), tap).await?;
         let table = "add table bridge photon\nadd map bridge photon ports { type ifname : verdict; }\n";
         nft(Some(name), &format!("{table}{}", rules::no_port(tap))).await
     }

@@ -51,6 +51,18 @@ pub async fn links(netns: Option<&str>) -> Result<Vec<Link>> {
     serde_json::from_slice(&json).map_err(|e| Error::internal("ip's answer is not understood").why(e))
 }
 
+/// Makes sure that there is no device `name`. One end of a veth pair vanishes by itself some time after
+/// the other's namespace, so a failure to delete counts only while the device is there.
+pub async fn drop_link(netns: Option<&str>, name: &str) -> Result<()> {
+    if !has(&links(netns).await?, name) {
+        return Ok(());
+    }
+    match ip(netns, &format!("link del {name}\n")).await {
+        Err(e) if has(&links(netns).await?, name) => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// True when there is a device `name`.
 pub fn has(links: &[Link], name: &str) -> bool {
     links.iter().any(|l| l.ifname == name)

@@ -92,23 +92,37 @@ impl Guest {
     }
 
     /// Reads frames until `wanted` finds one, for at most 5 s; returns those before it too.
-    pub fn until(&mut self, what: &str, mut wanted: impl FnMut(&[u8]) -> bool) -> Vec<Vec<u8>> {
+    pub fn until(&mut self, what: &str, wanted: impl FnMut(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        match self.within(Duration::from_secs(10), wanted) {
+            Ok(seen) => seen,
+            Err(seen) => panic!("{what} did not come; seen: {seen:02x?}"),
+        }
+    }
+
+    /// Reads frames until `wanted` finds one; Err when it does not within `limit`. All that was seen.
+    fn within(
+        &mut self,
+        limit: Duration,
+        mut wanted: impl FnMut(&[u8]) -> bool,
+    ) -> Result<Vec<Vec<u8>>, Vec<Vec<u8>>> {
         let mut seen = Vec::new();
-        let deadline = photon_rt::time::now() + Duration::from_secs(5);
+        let deadline = photon_rt::time::now() + limit;
         loop {
             let mut frame = [0; 4096];
             match self.tap.read(&mut frame) {
                 Ok(n) => {
                     seen.push(frame[..n].to_vec());
                     if wanted(&frame[..n]) {
-                        return seen;
+                        return Ok(seen);
                     }
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                     let left = deadline.saturating_duration_since(photon_rt::time::now());
-                    assert!(!left.is_zero(), "{what} did not come; seen: {seen:02x?}");
+                    if left.is_zero() {
+                        return Err(seen);
+                    }
                     let mut fds = [rustix::event::PollFd::new(&self.tap, rustix::event::PollFlags::IN)];
-                    let limit = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+                    let limit = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
                     rustix::event::poll(&mut fds, Some(&limit)).expect("poll");
                 }
                 Err(e) => panic!("{e}"),
@@ -116,12 +130,17 @@ impl Guest {
         }
     }
 
-    /// The hardware address of `target`, by ARP.
+    /// The hardware address of `target`, by ARP. Asks again as guests do: the bridge forwards only after
+    /// the kernel has noticed the carrier that opening the TAP gave, up to a second later.
     pub fn resolve(&mut self, target: Ipv4Addr) -> [u8; 6] {
         let ask = arp(1, self.mac, self.ip, [0; 6], target);
-        self.send(BROADCAST, ARP, &ask);
-        let seen = self.until("an ARP answer", |f| is_arp_reply(f, target));
-        seen.last().expect("the answer")[22..28].try_into().expect("six bytes")
+        for _ in 0..100 {
+            self.send(BROADCAST, ARP, &ask);
+            if let Ok(seen) = self.within(Duration::from_millis(100), |f| is_arp_reply(f, target)) {
+                return seen.last().expect("the answer")[22..28].try_into().expect("six bytes");
+            }
+        }
+        panic!("{target} did not answer ARP");
     }
 }
 

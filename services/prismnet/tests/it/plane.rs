@@ -30,14 +30,43 @@ pub fn port(id: u128, network: u128, host: u8) -> PortPlan {
     }
 }
 
-pub fn plane() -> LinuxPlane {
+/// A data plane of its own instance. A failed test leaves nothing behind.
+pub struct Plane(LinuxPlane);
+
+impl std::ops::Deref for Plane {
+    type Target = LinuxPlane;
+    fn deref(&self) -> &LinuxPlane {
+        &self.0
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        let own = name(self, 0);
+        let own = &own[..own.len() - 8];
+        let all = photon_rt::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+        for ns in all.filter_map(|e| e.file_name().into_string().ok()).filter(|n| n.starts_with(own)) {
+            forget(&ns);
+        }
+    }
+}
+
+/// Removes a namespace, at once and without a runtime.
+fn forget(ns: &str) {
+    #[expect(clippy::disallowed_methods, reason = "Drop cannot wait")]
+    let _ = std::process::Command::new("ip").args(["netns", "del", ns]).status();
+}
+
+pub fn plane() -> Plane {
     assert!(rustix::process::geteuid().is_root(), "the data plane's tests need root");
-    LinuxPlane::new(&format!("test-{:x}", photon_rt::entropy::u64()))
+    Plane(LinuxPlane::new(&format!("test-{:x}", photon_rt::entropy::u64())))
 }
 
 pub fn guest(plane: &LinuxPlane, p: &PortPlan) -> Guest {
     let netns = plane.netns(p.network).expect("a namespace");
-    Guest::open(&netns, &plane.tap(p.id).expect("a TAP"), p.mac, p.address)
+    let mut guest = Guest::open(&netns, &plane.tap(p.id).expect("a TAP"), p.mac, p.address);
+    guest.resolve(network(p.network.0).gateway); // its port forwards from here on
+    guest
 }
 
 async fn tool(program: &str, args: &[&str]) -> String {
@@ -61,14 +90,29 @@ async fn snapshot(name: &str) -> String {
     format!("{}\n{}\n{rules}", lines.join("\n"), routes.replace(" linkdown", ""))
 }
 
-async fn host() -> String {
+/// What the host has of this plane: other clouds on this machine come and go.
+async fn host(plane: &Plane) -> String {
+    let ns = name(plane, 0);
+    let instance = &ns["photon-".len()..ns.len() - 9];
     let links = tool("ip", &["-o", "addr", "show"]).await;
-    let rules = tool("nft", &["list", "ruleset"]).await;
-    let mut names: Vec<String> = photon_rt::fs::read_dir("/run/netns")
+    let own: Vec<&str> = links.lines().filter(|l| l.contains(&format!(" ph{instance}"))).collect();
+    let spaces: Vec<String> = photon_rt::fs::read_dir("/run/netns")
         .map(|d| d.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect())
         .unwrap_or_default();
-    names.sort();
-    format!("{links}\n{rules}\n{names:?}")
+    let spaces: Vec<&String> = spaces.iter().filter(|n| n.contains(&format!("-{instance}-"))).collect();
+    let table = tool("nft", &["list", "tables"]).await.contains("inet photon");
+    let any = links.contains(": ph");
+    assert!(table || !any, "links without a filter");
+    format!(
+        "{own:?} {spaces:?} {}",
+        if any {
+            "others have networks"
+        } else if table {
+            "a filter"
+        } else {
+            "nothing"
+        }
+    )
 }
 
 fn name(plane: &LinuxPlane, id: u128) -> String {
@@ -79,7 +123,7 @@ fn name(plane: &LinuxPlane, id: u128) -> String {
 async fn guests_meet_and_spoofed_frames_do_not_pass() {
     let _turn = TURN.lock().await;
     let plane = plane();
-    let before = host().await;
+    let before = host(&plane).await;
     plane.ensure_network(&network(1)).await.expect("network");
     let (pa, pb) = (port(11, 1, 5), port(12, 1, 6));
     for p in [&pa, &pb] {
@@ -116,11 +160,17 @@ async fn guests_meet_and_spoofed_frames_do_not_pass() {
     plane.remove_network(Uid(1)).await.expect("removed");
     plane.remove_network(Uid(1)).await.expect("twice");
     plane.remove_port(Uid(1), Uid(12)).await.expect("of a network that is gone");
-    assert_eq!(host().await, before, "nothing is left");
+    assert_eq!(host(&plane).await, before, "nothing is left");
 }
 
 /// An outside: a namespace with a socket, linked to the host.
 struct Outside(String);
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        forget(&self.0);
+    }
+}
 
 impl Outside {
     async fn new() -> Outside {
@@ -156,7 +206,7 @@ fn heard(socket: &UdpSocket) -> Vec<Vec<u8>> {
 async fn the_outside_is_reached_and_host_and_neighbours_are_not() {
     let _turn = TURN.lock().await;
     let plane = plane();
-    let before = host().await;
+    let before = host(&plane).await;
     let outside = Outside::new().await;
     // Two tenants with the same prefix, addresses and hardware addresses.
     for n in [1, 2] {
@@ -246,14 +296,14 @@ async fn the_outside_is_reached_and_host_and_neighbours_are_not() {
     plane.sweep(&BTreeMap::new()).await.expect("swept");
     tool("ip", &["link", "del", &outside.0]).await;
     tool("ip", &["netns", "del", &outside.0]).await;
-    assert_eq!(host().await, before, "nothing is left");
+    assert_eq!(host(&plane).await, before, "nothing is left");
 }
 
 #[tokio::test]
 async fn ensuring_twice_changes_nothing_and_heals_every_crash() {
     let _turn = TURN.lock().await;
     let plane = plane();
-    let before = host().await;
+    let before = host(&plane).await;
     let ensure = async || {
         plane.ensure_network(&network(1)).await.expect("network");
         plane.ensure_port(&port(10, 1, 5)).await.expect("port");
@@ -298,13 +348,12 @@ async fn ensuring_twice_changes_nothing_and_heals_every_crash() {
                 .collect::<Vec<_>>()
         };
         assert_eq!(addresses(&healed), addresses(&whole), "after {damage:?}");
-        let host = host().await;
-        assert!(host.contains(&veth) && host.contains("table inet photon"), "after {damage:?}");
+        assert!(host(&plane).await.contains(&veth), "after {damage:?}");
         // And it works: a guest reaches the gateway, and its filter stands.
         let mut a = guest(&plane, &port(10, 1, 5));
         a.resolve(network(1).gateway);
         println!("healed {damage:?} in {:?}", t.elapsed());
     }
     plane.remove_network(Uid(1)).await.expect("removed");
-    assert_eq!(host().await, before, "nothing is left");
+    assert_eq!(host(&plane).await, before, "nothing is left");
 }
