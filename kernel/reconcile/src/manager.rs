@@ -97,8 +97,9 @@ impl Poke {
 
 /// Every key runs at least this often.
 const RESYNC: Duration = Duration::from_secs(60);
-/// Runs at a time, over all reconcilers.
-const RUNS_MAX: usize = 64;
+/// Runs at a time of one reconciler. Each has its own: a hundred guests that take their time to stop must
+/// not keep addresses from being given.
+const RUNS_MAX: usize = 32;
 /// Longest run; then it counts as failed and is dropped.
 const RUN_TIME_MAX: Duration = Duration::from_secs(300);
 
@@ -134,52 +135,55 @@ impl Manager {
     async fn run(mut self, tasks: Tasks) {
         self.view.reached(1).await;
         let (done_tx, mut done) = mpsc::channel::<(Item, crate::context::Reads, Outcome)>(RUNS_MAX);
-        let mut queue = Queue::default();
-        let mut running = 0;
+        let mut queues: Vec<(Queue, usize)> = self.reconcilers.iter().map(|_| Default::default()).collect();
         let mut resync = photon_rt::time::interval(RESYNC);
         loop {
-            while running < RUNS_MAX
-                && let Some(item) = queue.pop(now())
-            {
-                running += 1;
-                let (r, view, store, tx) = (
-                    self.reconcilers[item.0].clone(),
-                    self.view.clone(),
-                    self.store.clone(),
-                    done_tx.clone(),
-                );
-                tasks.spawn("reconcile-run", async move {
-                    let (reads, outcome) = run_once(&*r, view, store, &item.1).await;
-                    let _ = tx.send((item, reads, outcome)).await; // the manager goes only with its tasks
-                });
+            for (queue, running) in &mut queues {
+                while *running < RUNS_MAX
+                    && let Some(item) = queue.pop(now())
+                {
+                    *running += 1;
+                    let (r, view, store, tx) = (
+                        self.reconcilers[item.0].clone(),
+                        self.view.clone(),
+                        self.store.clone(),
+                        done_tx.clone(),
+                    );
+                    tasks.spawn("reconcile-run", async move {
+                        let (reads, outcome) = run_once(&*r, view, store, &item.1).await;
+                        let _ = tx.send((item, reads, outcome)).await; // the manager goes only with its tasks
+                    });
+                }
             }
-            let due = queue.next_at().filter(|_| running < RUNS_MAX);
+            let free = queues.iter().filter(|(_, running)| *running < RUNS_MAX);
+            let due = free.filter_map(|(queue, _)| queue.next_at()).min();
             tokio::select! {
                 Some((item, reads, outcome)) = done.recv() => {
-                    running -= 1;
+                    let (queue, running) = &mut queues[item.0];
+                    *running -= 1;
                     queue.done(item, reads, outcome, now());
                 }
                 Some(key) = self.changed.recv() => {
-                    queue.touched(&key, now());
-                    for (i, r) in self.reconcilers.iter().enumerate() {
-                        if key[RESOURCE_PREFIX.len()..].split('/').next() == Some(r.kind()) {
+                    for (i, (queue, _)) in queues.iter_mut().enumerate() {
+                        queue.touched(&key, now());
+                        if key[RESOURCE_PREFIX.len()..].split('/').next() == Some(self.reconcilers[i].kind()) {
                             queue.add((i, key.clone()), now());
                         }
                     }
                 }
-                _ = resync.tick() => self.resync(&tasks, &mut queue),
+                _ = resync.tick() => self.resync(&tasks, &mut queues),
                 () = async { match due { Some(t) => sleep_until(t).await, None => std::future::pending().await } } => {}
             }
         }
     }
 
-    fn resync(&self, tasks: &Tasks, queue: &mut Queue) {
+    fn resync(&self, tasks: &Tasks, queues: &mut [(Queue, usize)]) {
         for (i, r) in self.reconcilers.iter().enumerate() {
             let listed = self.view.list(&format!("{RESOURCE_PREFIX}{}/", r.kind()));
             for (key, _) in listed {
                 // Spread over a tenth of the period, so that a large view is no burst.
                 let jitter = photon_rt::entropy::u64() % (RESYNC.as_millis() as u64 / 10);
-                queue.add((i, key), now() + Duration::from_millis(jitter));
+                queues[i].0.add((i, key), now() + Duration::from_millis(jitter));
             }
             let (r, cx) = (r.clone(), Context::new(self.view.clone(), self.store.clone()));
             tasks.spawn("sweep", async move {
@@ -222,4 +226,78 @@ async fn run_once(
     // An object that is gone has no next run to prepare for.
     let gone = outcome == Outcome::Done(None) && cx.view().get(storage).is_none();
     (if gone { crate::context::Reads::default() } else { cx.reads() }, outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use photon_base::{Name, Uid};
+    use photon_kv::MemKv;
+    use photon_resource::{Draft, Registry, Scope};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+    struct Thing<const SLOW: bool> {}
+
+    impl<const SLOW: bool> Resource for Thing<SLOW> {
+        type Status = Thing<SLOW>;
+        const KIND: &'static str = if SLOW { "slow" } else { "quick" };
+        const PLURAL: &'static str = if SLOW { "slows" } else { "quicks" };
+        const SCOPE: Scope = Scope::Cluster;
+        const SERVICE: &'static str = "test";
+    }
+
+    /// Never ends, or counts.
+    struct Work<const SLOW: bool>(Arc<AtomicUsize>);
+
+    #[async_trait]
+    impl<const SLOW: bool> Reconcile for Work<SLOW> {
+        type Kind = Thing<SLOW>;
+        fn name(&self) -> &'static str {
+            "work"
+        }
+        async fn reconcile(&self, _: &Context, _: &Key) -> Result<Next> {
+            if SLOW {
+                std::future::pending::<()>().await;
+            }
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(Next::Done)
+        }
+    }
+
+    #[tokio::test]
+    async fn slow_runs_of_one_reconciler_do_not_hold_up_another() {
+        let registry = Registry::new().with::<Thing<true>>().with::<Thing<false>>();
+        let store = Store::new(Arc::new(MemKv::new()), Arc::new(registry));
+        for i in 0..200u128 {
+            for kind in ["slow", "quick"] {
+                let mut tx = store.begin();
+                let name: Name = format!("n{i}").parse().expect("name");
+                let draft = Draft {
+                    project: None,
+                    name,
+                    labels: Default::default(),
+                    owner: None,
+                    id: Some(Uid(i)),
+                    spec: serde_json::json!({}),
+                    status: serde_json::Value::Null,
+                };
+                tx.create(store.registry().kind(kind).expect("kind"), draft).await.expect("create");
+                tx.commit().await.expect("commit");
+            }
+        }
+        let ran = Arc::new(AtomicUsize::new(0));
+        let mut manager = Manager::new(store);
+        manager.add(Work::<true>(ran.clone()));
+        manager.add(Work::<false>(ran.clone()));
+        let tasks = Tasks::new();
+        manager.start(&tasks);
+        let done = async {
+            while ran.load(Ordering::SeqCst) < 200 {
+                photon_rt::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        photon_rt::time::timeout(Duration::from_secs(20), "the quick ones", done).await.expect("all ran");
+        tasks.shutdown().await;
+    }
 }

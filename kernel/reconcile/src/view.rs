@@ -88,6 +88,16 @@ impl View {
         self.inner.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
+    fn change(&self, changes: Vec<(String, Option<Raw>)>) {
+        let mut map = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        for (key, object) in changes {
+            match object {
+                Some(o) => drop(map.insert(key, Arc::new(o))),
+                None => drop(map.remove(&key)),
+            }
+        }
+    }
+
     fn keys(&self) -> BTreeSet<String> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
@@ -193,23 +203,19 @@ impl Feed {
         }
     }
 
+    /// One commit becomes visible as one: whoever lists sees all of it, or nothing.
     fn apply(&self, events: &photon_kv::Events) {
-        let mut keys = Vec::new();
+        let mut changes = Vec::new();
         for c in &events.changes {
             match c {
                 Change::Put(v) => {
-                    if let Some((key, o)) = Self::decode(&v.key, &v.value, v.modified) {
-                        self.view.put(key.clone(), o);
-                        keys.push(key);
-                    }
+                    changes.extend(Self::decode(&v.key, &v.value, v.modified).map(|(k, o)| (k, Some(o))));
                 }
-                Change::Delete { key, .. } => {
-                    let key = String::from_utf8_lossy(key).into_owned();
-                    self.view.remove(&key);
-                    keys.push(key);
-                }
+                Change::Delete { key, .. } => changes.push((String::from_utf8_lossy(key).into_owned(), None)),
             }
         }
+        let keys: Vec<String> = changes.iter().map(|(k, _)| k.clone()).collect();
+        self.view.change(changes);
         self.view.revision.send_replace(events.revision);
         for k in keys {
             let _ = self.changed.send(k);
