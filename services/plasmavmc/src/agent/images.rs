@@ -87,7 +87,7 @@ impl Images {
                 let spec = ImageSpec {
                     format: ImageFormat::Kernel,
                     description: "a tiny Linux, for trying things out".into(),
-                    min_memory: Bytes::mib(64),
+                    min_memory: Bytes::mib(96),
                 };
                 let draft = Draft {
                     project: None,
