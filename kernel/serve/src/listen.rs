@@ -16,7 +16,14 @@ use photon_rt::{
     time::{Duration, timeout},
 };
 use rustls::ServerConfig;
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 use tokio::{io::AsyncWriteExt, sync::Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
@@ -26,6 +33,9 @@ const CONNECTIONS_MAX: usize = 8192;
 /// Time for a TLS handshake, and for an HTTP/1.1 request head.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 const HEAD_TIME_MAX: Duration = Duration::from_secs(30);
+/// Time for a connection to show an identity. Strangers may ask for health and log in, but not stay: they
+/// would keep others out.
+const UNPROVEN_TIME_MAX: Duration = Duration::from_secs(60);
 /// Time for running requests at shutdown.
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(1);
 /// Largest request head, in bytes.
@@ -45,6 +55,10 @@ pub struct Listener {
     pub router: Router,
 }
 
+/// The address that a request comes from, among its extensions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub IpAddr);
+
 #[derive(Clone)]
 struct Shared {
     name: &'static str,
@@ -53,17 +67,23 @@ struct Shared {
     router: Router,
     tasks: Tasks,
     requests: Counter,
+    unproven_time_max: Duration,
 }
 
 impl Listener {
     /// Accepts until `tasks` end.
     pub fn start(self, tasks: &Tasks) {
+        self.start_within(tasks, UNPROVEN_TIME_MAX);
+    }
+
+    fn start_within(self, tasks: &Tasks, unproven_time_max: Duration) {
         let shared = Shared {
             name: self.name,
             tls: self.tls.map(TlsAcceptor::from),
             tokens: self.tokens,
             router: self.router,
             tasks: tasks.clone(),
+            unproven_time_max,
             requests: crate::metrics::counter(
                 "photon_http_requests_total",
                 "HTTP requests answered, by listener.",
@@ -76,11 +96,11 @@ impl Listener {
             loop {
                 let Ok(slot) = slots.clone().acquire_owned().await else { return };
                 match socket.accept().await {
-                    Ok((stream, _)) => {
+                    Ok((stream, from)) => {
                         let shared = shared.clone();
                         let owner = shared.tasks.clone();
                         owner.spawn_graceful("connection", async move {
-                            if let Err(e) = connection(shared, stream).await {
+                            if let Err(e) = connection(shared, stream, Peer(from.ip())).await {
                                 tracing::debug!(error = %e, "connection ended");
                             }
                             drop(slot);
@@ -97,10 +117,10 @@ impl Listener {
     }
 }
 
-async fn connection(shared: Shared, stream: TcpStream) -> Result<()> {
+async fn connection(shared: Shared, stream: TcpStream, from: Peer) -> Result<()> {
     let _ = stream.set_nodelay(true); // only latency is lost without it
     let Some(acceptor) = shared.tls.clone() else {
-        return http(shared, TokioIo::new(stream), None).await;
+        return http(shared, TokioIo::new(stream), from, None).await;
     };
     let mut first = [0u8; 1];
     let n = timeout(HANDSHAKE_TIME_MAX, "the first byte", stream.peek(&mut first))
@@ -114,7 +134,7 @@ async fn connection(shared: Shared, stream: TcpStream) -> Result<()> {
         .map_err(|e| Error::new(Code::Unauthenticated, "the TLS handshake failed").why(e))?;
     // rustls has verified the chain: what it shows is of our authority.
     let peer = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(identity_of);
-    http(shared, TokioIo::new(tls), peer).await
+    http(shared, TokioIo::new(tls), from, peer).await
 }
 
 /// Somebody speaks plain HTTP to a TLS port: say so in their language.
@@ -129,7 +149,7 @@ async fn refuse_plain(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-async fn http<I>(shared: Shared, io: TokioIo<I>, peer: Option<Identity>) -> Result<()>
+async fn http<I>(shared: Shared, io: TokioIo<I>, from: Peer, peer: Option<Identity>) -> Result<()>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -149,13 +169,32 @@ where
         .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
-    let service = service_fn(move |request| answer(shared.clone(), peer.clone(), request));
+    // A port without TLS knows no identities; see `Listener::tls`.
+    let proven = Arc::new(AtomicBool::new(shared.tls.is_none() || peer.is_some()));
+    let unproven_time_max = shared.unproven_time_max;
+    let seen = proven.clone();
+    let service = service_fn(move |request| {
+        let (shared, peer, seen) = (shared.clone(), peer.clone(), seen.clone());
+        async move { answer(shared, from, peer, &seen, request).await }
+    });
     let conn = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(conn);
     let broke =
         |e: Box<dyn std::error::Error + Send + Sync>| Error::unavailable("the connection broke").why(e);
+    let overdue = async {
+        loop {
+            photon_rt::time::sleep(unproven_time_max).await;
+            if !proven.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    };
     tokio::select! {
         r = conn.as_mut() => r.map_err(broke),
+        () = overdue => {
+            conn.as_mut().graceful_shutdown();
+            timeout(UNPROVEN_TIME_MAX, "the last request", conn).await?.map_err(broke)
+        }
         () = token.cancelled() => {
             conn.as_mut().graceful_shutdown();
             timeout(DRAIN_TIME_MAX, "the last request", conn).await?.map_err(broke)
@@ -165,13 +204,17 @@ where
 
 async fn answer(
     shared: Shared,
+    from: Peer,
     peer: Option<Identity>,
+    proven: &AtomicBool,
     request: Request<Incoming>,
 ) -> std::result::Result<Response<Body>, Infallible> {
     shared.requests.inc();
     let mut request = request.map(Body::new);
+    request.extensions_mut().insert(from);
     match caller(&shared, peer, &request) {
         Ok(Some(c)) => {
+            proven.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(c);
         }
         Ok(None) => {}
@@ -214,4 +257,52 @@ fn refusal(e: &Error) -> Response<Body> {
     h.insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/problem+json"));
     h.insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer"));
     r
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use photon_auth::{Authority, CertPair, Leaf, LiveCertificate, client_config, server_config};
+    use tokio::io::AsyncReadExt;
+
+    fn leaf(ca: &Authority, identity: &str) -> CertPair {
+        let leaf = Leaf {
+            identity: identity.parse().expect("identity"),
+            dns: vec!["localhost".into()],
+            addresses: vec![],
+            valid: Duration::from_secs(3600),
+        };
+        ca.issue(&leaf, photon_rt::time::wall()).expect("issue")
+    }
+
+    #[tokio::test]
+    async fn strangers_do_not_stay_and_whoever_shows_an_identity_does() {
+        let dir = std::env::temp_dir().join(format!("photon-listen-{:x}", photon_rt::entropy::u64()));
+        let ca = Authority::open(&dir, "c", photon_rt::time::wall()).expect("ca");
+        let live = LiveCertificate::new(&leaf(&ca, "host/n1")).expect("certificate");
+        let router = Router::new().route("/", axum::routing::get(async || "hello"));
+        let socket = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("listen");
+        let addr = socket.local_addr().expect("address");
+        let tls = Some(server_config(live, ca.cert_pem()).expect("tls"));
+        let tasks = Tasks::new();
+        let listener = Listener { name: "test", socket, tls, tokens: None, router };
+        listener.start_within(&tasks, Duration::from_millis(300));
+        let alice = leaf(&ca, "user/alice");
+        for (who, speaks, stays) in [(None, true, false), (None, false, false), (Some(&alice), true, true)] {
+            let config = client_config(ca.cert_pem(), who, &["http/1.1"]).expect("client");
+            let name = rustls::pki_types::ServerName::try_from("localhost").expect("name");
+            let tcp = TcpStream::connect(addr).await.expect("connect");
+            let mut io = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.expect("tls");
+            let mut text = [0u8; 4096];
+            if speaks {
+                io.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("write");
+                let n = io.read(&mut text).await.expect("answer");
+                assert!(text[..n].starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&text[..n]));
+            }
+            let end = timeout(Duration::from_secs(2), "the end", io.read(&mut text)).await;
+            assert_eq!(end.is_err(), stays, "{who:?} {speaks}");
+        }
+        tasks.shutdown().await;
+        photon_rt::fs::remove_dir_all(&dir).expect("clean");
+    }
 }
