@@ -1,7 +1,7 @@
 //! Label and field selectors of lists and watches.
 
 use crate::Raw;
-use photon_base::{Error, Result};
+use photon_base::{Error, Name, Result};
 use serde_json::Value;
 
 /// Conditions joined by commas: `app=web,tier!=db,labelled`; for fields `status.phase=running`.
@@ -68,6 +68,15 @@ impl Selector {
     /// True when nothing is asked for.
     pub fn is_empty(&self) -> bool {
         self.labels.is_empty() && self.fields.is_empty()
+    }
+
+    /// False when no object of this name can meet the conditions.
+    pub fn may_match(&self, project: Option<&Name>, name: &Name) -> bool {
+        self.fields.iter().all(|c| match c.key.as_str() {
+            "meta.name" => c.holds(Some(name.as_str())),
+            "meta.project" => c.holds(project.map(Name::as_str)),
+            _ => true,
+        })
     }
 
     /// True when the object meets every condition.

@@ -1,6 +1,6 @@
 //! Changes to objects, gathered and then made in one commit.
 
-use crate::{AuditRecord, Key, KindInfo, Meta, Object, Owner, Raw, Resource, Store, keys, meta};
+use crate::{AuditRecord, Key, KindInfo, Meta, Object, Owner, Raw, Reference, Resource, Store, keys, meta};
 use bytes::Bytes;
 use photon_base::{Code, Error, Name, Result, Uid};
 use photon_kv::{Check, KvError, Write};
@@ -109,9 +109,7 @@ impl<'a> Tx<'a> {
             self.needs(&pkey, "meta.project").await.map_err(|e| e.hint(hint))?;
         }
         for r in &references {
-            let target = self.store.resolve(r, draft.project.as_ref())?;
-            self.needs(&target, &format!("spec.{}", r.field)).await?;
-            self.write(Write::Put(target.referrer(&key), Bytes::new()))?;
+            self.refer(r, draft.project.as_ref(), &key).await?;
         }
         let object = Raw {
             meta: Meta {
@@ -133,6 +131,17 @@ impl<'a> Tx<'a> {
         self.check(Check::absent(key.storage()), exists);
         self.put_object(&key, &object)?;
         Ok(object)
+    }
+
+    /// Notes that `by` names what `r` says, which must exist. Naming it twice is naming it.
+    async fn refer(&mut self, r: &Reference, project: Option<&Name>, by: &Key) -> Result<()> {
+        let target = self.store.resolve(r, project)?;
+        let record = target.referrer(by);
+        if !self.writes.contains_key(&record) {
+            self.needs(&target, &format!("spec.{}", r.field)).await?;
+            self.write(Write::Put(record, Bytes::new()))?;
+        }
+        Ok(())
     }
 
     /// Requires that `target` exists, is wanted, and does not change before the commit.
@@ -167,14 +176,13 @@ impl<'a> Tx<'a> {
             for r in
                 references.iter().filter(|r| !before.iter().any(|b| b.kind == r.kind && b.name == r.name))
             {
-                let target = self.store.resolve(r, old.meta.project.as_ref())?;
-                self.needs(&target, &format!("spec.{}", r.field)).await?;
-                self.write(Write::Put(target.referrer(&key), Bytes::new()))?;
+                self.refer(r, old.meta.project.as_ref(), &key).await?;
             }
             for b in
                 before.iter().filter(|b| !references.iter().any(|r| r.kind == b.kind && r.name == b.name))
             {
-                self.write(Write::Delete(self.store.resolve(b, old.meta.project.as_ref())?.referrer(&key)))?;
+                let record = self.store.resolve(b, old.meta.project.as_ref())?.referrer(&key);
+                self.writes.insert(record.clone(), Write::Delete(record));
             }
             generation += u64::from(spec != old.spec);
             new.spec = spec;

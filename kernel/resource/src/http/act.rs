@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 
 /// Tries of a change that names no revision, when others change the same object meanwhile.
 const TRIES: u32 = 8;
+/// Time for a body to arrive.
+const BODY_TIME_MAX: photon_rt::time::Duration = photon_rt::time::Duration::from_secs(30);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,9 +102,13 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>> {
 
 async fn change(api: &Api, who: &Authorized, route: &Route, request: Request) -> Result<Response> {
     let (parts, body) = request.into_parts();
-    let body = axum::body::to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| {
-        Error::new(Code::Invalid, "the body is incomplete or too large").why("at most 1 MiB is read")
-    })?;
+    let body = {
+        let _slot = api.bodies.take(&who.caller().identity)?;
+        let read = axum::body::to_bytes(body, BODY_BYTES_MAX);
+        photon_rt::time::timeout(BODY_TIME_MAX, "the request's body", read).await?.map_err(|_| {
+            Error::new(Code::Invalid, "the body is incomplete or too large").why("at most 1 MiB is read")
+        })?
+    };
     let expected = if_match(&parts.headers)?;
     let memory = match header(&parts.headers, "idempotency-key")? {
         None => None,
@@ -133,6 +139,15 @@ async fn change(api: &Api, who: &Authorized, route: &Route, request: Request) ->
                     && expected.is_none()
                     && tries < TRIES
                     && e.hint.as_deref() == Some(AGAIN) => {}
+            // The same request, sent before and given up by its caller, may have been done just now.
+            Err(e) if matches!(e.code, Code::Conflict | Code::Exists | Code::NotFound) => {
+                if let Some((key, request)) = &memory
+                    && let Some(r) = recall(api, key, *request).await?
+                {
+                    return Ok(r);
+                }
+                return Err(e);
+            }
             other => return other,
         }
     }
@@ -146,7 +161,10 @@ async fn recall(api: &Api, key: &Bytes, request: Uid) -> Result<Option<Response>
         return Err(Error::new(Code::Conflict, "this Idempotency-Key was used for another request")
             .hint("use a new key"));
     }
-    Ok(Some(reply(r.status, &r.body, None)))
+    // The record was written by the very commit that it remembers.
+    let mut body = r.body;
+    body["meta"]["revision"] = v.modified.into();
+    Ok(Some(reply(r.status, &body, Some(v.modified))))
 }
 
 fn parse_body(body: &[u8]) -> Result<Value> {
@@ -230,11 +248,10 @@ async fn attempt(
         return Ok(reply(200, &shown, None));
     }
     if changes.is_empty() && route.verb == Verb::Update {
-        return Ok(reply(
-            200,
-            &object.to_value(route.kind.kind),
-            Some(object.meta.revision.max(revision_of(before.as_ref()))),
-        ));
+        let revision = before.as_ref().map_or(0, |o| o.meta.revision);
+        let mut shown = object.to_value(route.kind.kind);
+        shown["meta"]["revision"] = revision.into();
+        return Ok(reply(200, &shown, Some(revision)));
     }
     let mut shown = object.to_value(route.kind.kind);
     tx.audit(&AuditRecord::new(who, &key, object.meta.id, photon_rt::time::wall(), changes))?;
@@ -252,10 +269,6 @@ async fn attempt(
     let revision = tx.commit().await?;
     shown["meta"]["revision"] = revision.into();
     Ok(reply(status, &shown, Some(revision)))
-}
-
-fn revision_of(o: Option<&Raw>) -> u64 {
-    o.map_or(0, |o| o.meta.revision)
 }
 
 fn guard(old: &Raw, expected: Option<u64>) -> Result<()> {

@@ -16,6 +16,7 @@
 mod act;
 mod problem;
 mod route;
+mod slots;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -36,13 +37,17 @@ use axum::{
 };
 use photon_auth::{Action, Authorized, Caller, Gate, Verb};
 use photon_base::{Code, Error, Result};
+use slots::Slots;
 use std::{collections::HashMap, sync::Arc};
-use tokio::sync::Semaphore;
 
 /// Largest request body and stored object, in bytes.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
-/// Most watches at a time.
+/// Most watches at a time, and of one caller.
 const WATCHES_MAX: usize = 1024;
+const WATCHES_OF_ONE_MAX: usize = 256;
+/// Most bodies read at a time, and of one caller: a body takes up to 1 MiB while it arrives.
+const BODIES_MAX: usize = 256;
+const BODIES_OF_ONE_MAX: usize = 64;
 
 /// A subresource that its service serves itself.
 #[async_trait]
@@ -60,7 +65,8 @@ pub struct Api {
     store: Store,
     gate: Gate,
     connects: Arc<Connects>,
-    watches: Arc<Semaphore>,
+    watches: Slots,
+    bodies: Slots,
     only: Option<&'static str>,
 }
 
@@ -71,7 +77,8 @@ impl Api {
             store,
             gate,
             connects: Arc::default(),
-            watches: Arc::new(Semaphore::new(WATCHES_MAX)),
+            watches: Slots::new("watches", WATCHES_MAX, WATCHES_OF_ONE_MAX),
+            bodies: Slots::new("requests", BODIES_MAX, BODIES_OF_ONE_MAX),
             only: None,
         }
     }
@@ -155,7 +162,7 @@ async fn handle(api: &Api, mut request: Request) -> Result<Response> {
         return c.connect(who, request).await;
     }
     match verb {
-        Verb::Watch => watch::serve(api, &route).await,
+        Verb::Watch => watch::serve(api, who, &route).await,
         _ => act::serve(api, &who, &route, request).await,
     }
 }

@@ -9,11 +9,16 @@ use photon_kv::MemKv;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-struct NoViewerWrites;
+/// Allows all but writes of a viewer; nothing at all once it is true.
+#[derive(Clone, Default)]
+struct NoViewerWrites(Arc<std::sync::atomic::AtomicBool>);
 
 #[async_trait]
 impl Policy for NoViewerWrites {
     async fn decide(&self, caller: &Caller, action: Action, _: &Target) -> Decision {
+        if self.0.load(std::sync::atomic::Ordering::SeqCst) {
+            return Decision::Deny { because: "revoked".into() };
+        }
         if caller.identity.name.as_str() == "viewer" && !action.verb.reads() {
             return Decision::Deny { because: "a viewer only reads".into() };
         }
@@ -24,13 +29,26 @@ impl Policy for NoViewerWrites {
 struct Server {
     app: Router,
     kv: MemKv,
+    policy: NoViewerWrites,
 }
 
 impl Server {
     fn new() -> Server {
         let kv = MemKv::new();
-        let store = Store::new(Arc::new(kv.clone()), Arc::new(registry()));
-        Server { app: Api::new(store, Gate::new(Arc::new(NoViewerWrites))).router(), kv }
+        Server::on(Arc::new(kv.clone()), kv)
+    }
+
+    fn on(store: Arc<dyn photon_kv::Kv>, kv: MemKv) -> Server {
+        let policy = NoViewerWrites::default();
+        let store = Store::new(store, Arc::new(registry()));
+        Server { app: Api::new(store, Gate::new(Arc::new(policy.clone()))).router(), kv, policy }
+    }
+
+    /// The events of a watch until `enough` of them, or its end.
+    async fn watch(&self, query: &str, enough: usize) -> Vec<Value> {
+        let r = self.raw("admin", "GET", &format!("{W}?watch=true{query}"), &[], Body::empty()).await;
+        assert_eq!(r.status(), 200);
+        events(r, enough).await
     }
 
     async fn raw(
@@ -81,6 +99,20 @@ impl Server {
     async fn widget(&self, name: &str, spec: Value) -> (u16, Value) {
         self.call("POST", "/v1/projects/p/widgets", json!({"meta": {"name": name}, "spec": spec})).await
     }
+}
+
+async fn events(r: Response, enough: usize) -> Vec<Value> {
+    let mut stream = r.into_body().into_data_stream();
+    let mut text = String::new();
+    let found = |text: &str| -> Vec<Value> {
+        let data = text.lines().filter_map(|l| l.strip_prefix("data: "));
+        data.map(|l| serde_json::from_str(l).expect("json")).collect()
+    };
+    while found(&text).len() < enough {
+        let Some(chunk) = stream.next().await else { break };
+        text.push_str(&String::from_utf8_lossy(&chunk.expect("chunk")));
+    }
+    found(&text)
 }
 
 const W: &str = "/v1/projects/p/widgets";
@@ -228,9 +260,136 @@ async fn repeating_a_request_repeats_the_answer() {
     let (status, first) = s.call_with("POST", W, &key, body.clone()).await;
     assert_eq!(status, 202);
     let (status, second) = s.call_with("POST", W, &key, body).await;
-    assert_eq!((status, &second["meta"]["id"]), (202, &first["meta"]["id"]));
+    assert_eq!((status, &second), (202, &first), "revision and all: whoever waits for it watches from there");
     let (status, _) = s.call_with("POST", W, &key, json!({"meta": {"name": "b"}, "spec": {"size": 1}})).await;
     assert_eq!(status, 409);
+}
+
+/// A store whose first commit is lost on the way and arrives just before the second.
+struct LateKv {
+    inner: MemKv,
+    late: tokio::sync::Mutex<Option<(Vec<photon_kv::Check>, Vec<photon_kv::Write>)>>,
+    armed: std::sync::atomic::AtomicBool,
+}
+
+#[async_trait]
+impl photon_kv::Kv for LateKv {
+    async fn get(
+        &self,
+        key: &[u8],
+        at: photon_kv::ReadAt,
+    ) -> photon_kv::KvResult<Option<photon_kv::Versioned>> {
+        self.inner.get(key, at).await
+    }
+    async fn scan(
+        &self,
+        range: photon_kv::Range,
+        at: photon_kv::ReadAt,
+        limit: u32,
+        d: photon_kv::Direction,
+    ) -> photon_kv::KvResult<photon_kv::Page> {
+        self.inner.scan(range, at, limit, d).await
+    }
+    async fn commit(
+        &self,
+        checks: Vec<photon_kv::Check>,
+        writes: Vec<photon_kv::Write>,
+    ) -> photon_kv::KvResult<photon_kv::Committed> {
+        if self.armed.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            *self.late.lock().await = Some((checks, writes));
+            return Err(photon_kv::KvError::Unavailable("no answer".into()));
+        }
+        if let Some((c, w)) = self.late.lock().await.take() {
+            self.inner.commit(c, w).await?;
+        }
+        self.inner.commit(checks, writes).await
+    }
+    fn watch(&self, range: photon_kv::Range, from: u64) -> photon_kv::Watch {
+        self.inner.watch(range, from)
+    }
+}
+
+#[tokio::test]
+async fn a_request_whose_first_try_arrives_late_gets_that_try_s_answer() {
+    let kv = MemKv::new();
+    let late = Arc::new(LateKv { inner: kv.clone(), late: Default::default(), armed: false.into() });
+    let s = Server::on(late.clone(), kv);
+    s.project().await;
+    let arm = || late.armed.store(true, std::sync::atomic::Ordering::SeqCst);
+    for (method, path, body, expected) in [
+        ("POST", W.to_string(), json!({"meta": {"name": "a"}, "spec": {"size": 1}}), 202),
+        ("PATCH", format!("{W}/a"), json!({"spec": {"size": 2}}), 200),
+        ("DELETE", format!("{W}/a"), Value::Null, 202),
+    ] {
+        let key = [("idempotency-key", method)];
+        arm();
+        assert_eq!(s.call_with(method, &path, &key, body.clone()).await.0, 503);
+        let (status, o) = s.call_with(method, &path, &key, body).await;
+        assert_eq!((status, &o["meta"]["name"]), (expected, &json!("a")), "{method}: {o}");
+    }
+    assert_eq!(s.call("GET", &format!("{W}/a"), Value::Null).await.0, 404);
+}
+
+#[tokio::test]
+async fn a_change_of_nothing_tells_the_revision_that_is_there() {
+    let s = Server::new();
+    s.project().await;
+    let (_, made) = s.widget("a", json!({"size": 1})).await;
+    let (status, same) = s.call("PATCH", &format!("{W}/a"), json!({"spec": {"size": 1}})).await;
+    assert_eq!((status, &same["meta"]["revision"]), (200, &made["meta"]["revision"]));
+}
+
+#[tokio::test]
+async fn naming_one_object_twice_is_naming_it() {
+    let s = Server::new();
+    s.project().await;
+    s.widget("whole", json!({"size": 1})).await;
+    let both = json!({"size": 1, "part_of": "whole", "beside": "whole"});
+    assert_eq!(s.widget("a", both.clone()).await.0, 202);
+    s.widget("b", json!({"size": 1})).await;
+    let patch =
+        async |name: &str, spec: Value| s.call("PATCH", &format!("{W}/{name}"), json!({"spec": spec})).await;
+    assert_eq!(patch("b", both).await.0, 200);
+    assert_eq!(patch("b", json!({"part_of": null, "beside": null})).await.0, 200);
+    assert_eq!(s.call("DELETE", &format!("{W}/whole"), Value::Null).await.0, 409, "a names it still");
+    assert_eq!(patch("a", json!({"part_of": null})).await.0, 200);
+    assert_eq!(s.call("DELETE", &format!("{W}/whole"), Value::Null).await.0, 409, "and still");
+    assert_eq!(s.call("DELETE", &format!("{W}/a"), Value::Null).await.0, 202);
+    assert_eq!(s.call("DELETE", &format!("{W}/whole"), Value::Null).await.0, 202);
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_the_right_to_it() {
+    let s = Server::new();
+    s.project().await;
+    let (_, made) = s.widget("a", json!({"size": 1})).await;
+    let seen = made["meta"]["revision"].as_u64().expect("revision");
+    let open = format!("{W}?watch=true&revision={seen}");
+    let r = s.raw("admin", "GET", &open, &[], Body::empty()).await;
+    s.widget("b", json!({"size": 1})).await;
+    s.policy.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    let all = events(r, 2).await;
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!(all[0]["code"], "denied", "{all:?}");
+}
+
+#[tokio::test]
+async fn a_watch_of_one_name_tells_nothing_of_others_and_starts_with_where_it_is() {
+    let s = Server::new();
+    s.project().await;
+    let (_, made) = s.widget("a", json!({"size": 1})).await;
+    s.widget("b", json!({"size": 1})).await;
+    s.call("PATCH", &format!("{W}/a"), json!({"spec": {"size": 2}})).await;
+    let seen = made["meta"]["revision"].as_u64().expect("revision");
+    let all = s.watch(&format!("&fields=meta.name=a&revision={seen}"), 2).await;
+    let types: Vec<_> = all.iter().map(|e| e["type"].as_str().unwrap_or_default()).collect();
+    assert_eq!(types, ["bookmark", "put"], "{all:?}");
+    let first = s.watch("", 1).await;
+    assert_eq!((&first[0]["type"], first[0]["revision"].as_u64()), (&json!("bookmark"), Some(seen + 2)));
+    for bad in [u64::MAX, i64::MAX as u64] {
+        let path = format!("{W}?watch=true&revision={bad}");
+        assert_eq!(s.call("GET", &path, Value::Null).await.0, 400, "{bad}");
+    }
 }
 
 #[tokio::test]

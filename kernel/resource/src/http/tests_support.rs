@@ -28,6 +28,8 @@ pub struct WidgetSpec {
     pub colour: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part_of: Option<Name>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Name>,
 }
 
 impl Resource for WidgetSpec {
@@ -40,9 +42,10 @@ impl Resource for WidgetSpec {
         if self.size > 100 { Err(Error::invalid("size", "is above 100")) } else { Ok(()) }
     }
     fn references(&self) -> Vec<Reference> {
-        self.part_of
-            .iter()
-            .map(|n| Reference { field: "part_of".into(), kind: "widget", name: n.clone() })
+        let named = [("part_of", &self.part_of), ("beside", &self.beside)];
+        named
+            .into_iter()
+            .filter_map(|(f, n)| Some(Reference { field: f.into(), kind: "widget", name: n.clone()? }))
             .collect()
     }
 }

@@ -9,45 +9,68 @@ use axum::response::{
     sse::{Event, KeepAlive, Sse},
 };
 use futures::{StreamExt, stream};
-use photon_base::{Code, Error, Result};
-use photon_kv::{Change, Events, KvResult};
+use photon_auth::Authorized;
+use photon_base::{Error, Result};
+use photon_kv::{Change, Direction, Events, KvResult, ReadAt};
 use serde_json::json;
 use std::{convert::Infallible, time::Duration};
 
 /// Starts a watch: `{"type":"put","object":…}`, `{"type":"delete","project":…,"name":…}`, and
 /// `{"type":"bookmark"}` when everything up to a revision has been sent. Objects that stop to match the
 /// selector are sent as deleted. An `error` event with a problem ends the stream.
-pub async fn serve(api: &Api, route: &Route) -> Result<Response> {
-    let permit = api.watches.clone().try_acquire_owned().map_err(|_| {
-        Error::new(Code::Exhausted, "too many watches are open")
-            .hint("close some, or watch through one connection")
-    })?;
+///
+/// Permission is asked for again before anything is sent: whoever loses it sees nothing more. A watch
+/// from now begins with a bookmark, so that it can be resumed before anything has happened.
+pub async fn serve(api: &Api, who: Authorized, route: &Route) -> Result<Response> {
+    let slot = api.watches.take(&who.caller().identity)?;
     let range = keys::kind_range(route.kind.kind, route.project.as_ref(), route.kind.scope);
-    let from = if route.seen == 0 { 0 } else { route.seen + 1 };
-    let (kind, selector) = (route.kind.kind, route.list.selector.clone());
-    let events = api.store.kv().watch(range, from).flat_map(move |item| {
-        let _held_while_the_stream_lives = &permit;
-        stream::iter(encode(kind, &selector, item))
+    let (seen, begin) = match route.seen {
+        0 => {
+            let now = api.store.kv().scan(range.clone(), ReadAt::Latest, 0, Direction::Forward).await?;
+            (now.revision, Some(Ok(Events { revision: now.revision, changes: Vec::new() })))
+        }
+        seen => (seen, None),
+    };
+    let from = seen
+        .checked_add(1)
+        .filter(|r| i64::try_from(*r).is_ok())
+        .ok_or_else(|| Error::invalid("revision", "is no revision of this store"))?;
+    let (kind, selector, gate) = (route.kind.kind, route.list.selector.clone(), api.gate.clone());
+    let all = stream::iter(begin).chain(api.store.kv().watch(range, from));
+    let events = stream::unfold(Some((all.boxed(), gate, who, slot)), move |state| {
+        let selector = selector.clone();
+        async move {
+            let (mut all, gate, who, slot) = state?;
+            let item = all.next().await?;
+            if let Err(e) = gate.check(who.caller(), who.action(), who.target().clone()).await {
+                return Some((vec![failure(&e)], None));
+            }
+            Some((encode(kind, &selector, item), Some((all, gate, who, slot))))
+        }
     });
+    let events = events.flat_map(stream::iter);
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(Duration::from_secs(15))).into_response())
+}
+
+fn failure(e: &Error) -> Result<Event, Infallible> {
+    let data = json!({ "code": e.code, "title": e.what, "detail": e.why, "hint": e.hint });
+    Ok(Event::default().event("error").data(data.to_string()))
 }
 
 fn encode(kind: &str, selector: &crate::Selector, item: KvResult<Events>) -> Vec<Result<Event, Infallible>> {
     let batch = match item {
         Ok(b) => b,
-        Err(e) => {
-            let e = Error::from(e);
-            let data = json!({ "code": e.code, "title": e.what, "detail": e.why, "hint": e.hint });
-            return vec![Ok(Event::default().event("error").data(data.to_string()))];
-        }
+        Err(e) => return vec![failure(&Error::from(e))],
     };
     let revision = batch.revision;
     let mut out: Vec<serde_json::Value> = Vec::new();
     for change in &batch.changes {
+        // What the selector rules out by its name alone was never shown.
         let gone = |key: &[u8]| {
-            parse_key(key).map(|(_, project, name)| {
-                json!({ "type": "delete", "revision": revision, "project": project, "name": name })
-            })
+            let (_, project, name) = parse_key(key)?;
+            selector
+                .may_match(project.as_ref(), &name)
+                .then(|| json!({ "type": "delete", "revision": revision, "project": project, "name": name }))
         };
         match change {
             Change::Put(v) => match decode(v) {
