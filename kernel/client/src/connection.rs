@@ -41,6 +41,11 @@ pub type WebSocket = tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>;
 /// Time to connect, and to an answer's head.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
+/// Time to an upload's answer: it comes when all was sent and checked.
+const UPLOAD_TIME_MAX: Duration = Duration::from_secs(6 * 3600);
+/// A server that answers no ping for this long is gone, and its connection with it.
+const PING_EVERY: Duration = Duration::from_secs(15);
+const PING_TIME_MAX: Duration = Duration::from_secs(15);
 /// Largest answer read whole.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Tries of a request that is safe to repeat.
@@ -144,6 +149,9 @@ impl Client {
             .timer(TokioTimer::new())
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20)
+            .keep_alive_interval(Some(PING_EVERY))
+            .keep_alive_timeout(PING_TIME_MAX)
+            .keep_alive_while_idle(true)
             .handshake(io)
             .await
             .map_err(|e| Error::unavailable("the server does not speak HTTP/2").why(e))?;
@@ -160,7 +168,7 @@ impl Client {
         let mut token = self.token.lock().await;
         if let (None, Some((user, password))) = (token.as_ref(), &self.login) {
             let body = json!({ "user": user, "password": password }).to_string();
-            let r = self.send_once(Method::POST, "/v1/login", &[], full(body), None).await?;
+            let r = self.send_once(Method::POST, "/v1/login", &[], full(body), None, ANSWER_TIME_MAX).await?;
             let answer = read(r).await?;
             let text = answer["token"].as_str();
             *token = Some(text.ok_or_else(|| Error::internal("login gave no token"))?.to_string());
@@ -175,6 +183,7 @@ impl Client {
         headers: &[(&'static str, &str)],
         body: Body,
         token: Option<&str>,
+        limit: Duration,
     ) -> Result<Response<Incoming>> {
         let mut link = self.link().await?;
         let mut b = Request::builder().method(method).uri(format!("{}{path}", self.endpoint));
@@ -192,7 +201,7 @@ impl Client {
         let request = b.body(body).map_err(|e| Error::internal("a request can't be made").why(e))?;
         let broke = |e: hyper::Error| Error::unavailable(format!("{} does not answer", self.endpoint)).why(e);
         link.ready().await.map_err(broke)?;
-        timeout(ANSWER_TIME_MAX, "the answer", link.send_request(request)).await?.map_err(broke)
+        timeout(limit, "the answer", link.send_request(request)).await?.map_err(broke)
     }
 
     /// One request with identity; logs in again once when the token no longer holds.
@@ -204,13 +213,17 @@ impl Client {
         body: &[u8],
     ) -> Result<Response<Incoming>> {
         let token = self.bearer().await?;
-        let r = self.send_once(method.clone(), path, headers, full(body.to_vec()), token.as_deref()).await?;
+        let once = async |token: Option<String>| {
+            let body = full(body.to_vec());
+            self.send_once(method.clone(), path, headers, body, token.as_deref(), ANSWER_TIME_MAX).await
+        };
+        let r = once(token.clone()).await?;
         if r.status() != http::StatusCode::UNAUTHORIZED || self.login.is_none() {
             return Ok(r);
         }
-        *self.token.lock().await = None;
-        let token = self.bearer().await?;
-        self.send_once(method, path, headers, full(body.to_vec()), token.as_deref()).await
+        // Somebody beside us may have logged in already.
+        self.token.lock().await.take_if(|now| Some(&*now) == token.as_ref());
+        once(self.bearer().await?).await
     }
 
     /// A request with a JSON answer. Repeats it when that is safe: always, since changes carry an
@@ -257,12 +270,15 @@ impl Client {
         self.call(Method::GET, path, None).await
     }
 
-    /// Sends a stream; not repeated.
+    /// Sends a stream; not repeated, and not with a token that has expired meanwhile.
     pub async fn upload(&self, path: &str, size: u64, body: Body) -> Result<Value> {
+        // A cheap call finds out whether the token still holds, and logs in again if not.
+        self.get("/v1").await?;
         let token = self.bearer().await?;
         let size = size.to_string();
         let headers = [("content-length", size.as_str())];
-        read(self.send_once(Method::PUT, path, &headers, body, token.as_deref()).await?).await
+        read(self.send_once(Method::PUT, path, &headers, body, token.as_deref(), UPLOAD_TIME_MAX).await?)
+            .await
     }
 
     /// Opens a WebSocket.

@@ -8,7 +8,7 @@ use http::Method;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use photon_base::{Error, Result};
-use photon_rt::time::{Duration, sleep};
+use photon_rt::time::{Duration, sleep, timeout};
 use serde_json::Value;
 use std::collections::VecDeque;
 
@@ -38,6 +38,8 @@ pub struct Watch<'c> {
     ready: VecDeque<Change>,
 }
 
+/// A stream that is silent for this long has no server any more.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// Pauses between tries to connect again.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Tries in a row without a single event.
@@ -97,7 +99,9 @@ impl Watch<'_> {
             }
         };
         let broke = |e: &dyn std::fmt::Display| Error::unavailable("the watch broke off").why(e);
-        let frame = body.frame().await.ok_or_else(|| broke(&"end of stream"))?.map_err(|e| broke(&e))?;
+        // The server says something at least every 15 s.
+        let frame = timeout(SILENCE_MAX, "the watch", body.frame()).await?;
+        let frame = frame.ok_or_else(|| broke(&"end of stream"))?.map_err(|e| broke(&e))?;
         if let Ok(data) = frame.into_data() {
             for e in self.decoder.push(&data)? {
                 self.take(e)?;
