@@ -105,12 +105,19 @@ pub trait Policy: Send + Sync + 'static {
 }
 
 /// Proof that a policy allowed one caller one action on one target. Only [`Gate::check`] makes it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Authorized {
     caller: Caller,
     action: Action,
     target: Target,
     because: String,
+    gate: Gate,
+}
+
+impl fmt::Debug for Authorized {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} may {} on {}", self.caller.identity, self.action, self.target)
+    }
 }
 
 impl Authorized {
@@ -130,6 +137,12 @@ impl Authorized {
     pub fn because(&self) -> &str {
         &self.because
     }
+
+    /// Asks again. What goes on for long (watches, consoles) must, before anything more is told or done:
+    /// rights end at once, not with the connection.
+    pub async fn still(&self) -> Result<()> {
+        self.gate.check(&self.caller, self.action, self.target.clone()).await.map(|_| ())
+    }
 }
 
 /// The one place where permission is decided.
@@ -147,7 +160,7 @@ impl Gate {
         match self.0.decide(caller, action, &target).await {
             Decision::Allow { because } => {
                 tracing::debug!(caller = %caller.identity, %action, %target, because, "allowed");
-                Ok(Authorized { caller: caller.clone(), action, target, because })
+                Ok(Authorized { caller: caller.clone(), action, target, because, gate: self.clone() })
             }
             Decision::Deny { because } => {
                 tracing::info!(caller = %caller.identity, %action, %target, because, "denied");

@@ -36,11 +36,12 @@ pub fn hash(password: &str) -> Result<String> {
     hash.map(|h| h.to_string()).map_err(|e| Error::internal("cannot hash a password").why(e))
 }
 
+/// A valid hash of nothing in particular, so that a stranger cannot tell users from non-users by time.
+const NOBODY: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5bm9ib2R5$2t0YlRDz2cVYq6WqCbVvCyiq0yTJHWn2CL0JyNZ2b0k";
+
 /// True when `password` is the one hashed. Costs the same for an unknown user (`stored` none).
 pub fn verify(password: &str, stored: Option<&str>) -> bool {
-    // A valid hash of nothing in particular, so that a stranger cannot tell users from non-users by time.
-    const NOBODY: &str =
-        "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5bm9ib2R5$2t0YlRDz2cVYq6WqCbVvCyiq0yTJHWn2CL0JyNZ2b0k";
     if password.len() > LEN_MAX {
         return false;
     }
@@ -63,5 +64,8 @@ mod tests {
         assert!(!verify(&secret, Some("garbage")));
         assert!(hash("short").is_err());
         assert!(!verify(&"x".repeat(1000), Some(&h)));
+        let (nobody, own) =
+            (PasswordHash::new(NOBODY).expect("valid"), PasswordHash::new(&h).expect("valid"));
+        assert_eq!((nobody.params, nobody.version), (own.params.clone(), own.version), "the same work");
     }
 }

@@ -38,6 +38,10 @@ pub struct ListPage {
 
 /// Most items of a page.
 pub const PAGE_MAX: u32 = 1000;
+/// Objects of a page stop here, in bytes as stored: a page may be short.
+const PAGE_BYTES: usize = 8 << 20;
+/// Objects read at a time.
+const STEP: u32 = 100;
 /// Most objects looked at for one page of a filtered list.
 const SCANNED_MAX: usize = 10_000;
 
@@ -113,10 +117,11 @@ impl Store {
             range.start = start.into();
         }
         let mut items = Vec::new();
-        let mut scanned = 0;
+        let (mut scanned, mut bytes) = (0, 0);
         loop {
-            let want = if query.selector.is_empty() { limit } else { PAGE_MAX };
-            let page = self.kv.scan(range.clone(), at, want, Direction::Forward).await?;
+            let left = limit - items.len() as u32;
+            let step = if query.selector.is_empty() { STEP.min(left) } else { STEP };
+            let page = self.kv.scan(range.clone(), at, step, Direction::Forward).await?;
             at = ReadAt::Revision(page.revision);
             let mut last = None;
             let count = page.items.len();
@@ -126,8 +131,9 @@ impl Store {
                 let o = decode(v)?;
                 if query.selector.matches(&o) {
                     items.push(o);
+                    bytes += v.value.len();
                 }
-                if items.len() == limit as usize {
+                if items.len() == limit as usize || bytes >= PAGE_BYTES {
                     let more = page.more || i + 1 < count;
                     let next = more.then(|| Cursor { revision: page.revision, after: v.key.to_vec() });
                     return Ok(ListPage { items, revision: page.revision, next });

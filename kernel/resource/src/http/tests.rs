@@ -252,6 +252,26 @@ async fn lists_show_one_revision_whatever_happens_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_page_of_large_objects_is_short_and_goes_on() {
+    let s = Server::new();
+    s.project().await;
+    let colour = "x".repeat(900 << 10);
+    for i in 0..12 {
+        assert_eq!(s.widget(&format!("w{i:02}"), json!({"size": i, "colour": colour})).await.0, 202);
+    }
+    let (_, first) = s.call("GET", &format!("{W}?limit=1000&fields=spec.size=3"), Value::Null).await;
+    assert_eq!(first["items"].as_array().map(Vec::len), Some(1));
+    let store = Store::new(Arc::new(s.kv.clone()), Arc::new(registry()));
+    let kind = store.registry().kind("widget").expect("kind");
+    let mut query = crate::ListQuery { limit: 1000, ..Default::default() };
+    let first = store.list(kind, &query).await.expect("page");
+    assert!((9..12).contains(&first.items.len()), "{}", first.items.len());
+    query.cursor = first.next;
+    let rest = store.list(kind, &query).await.expect("page");
+    assert_eq!((first.items.len() + rest.items.len(), rest.next.is_none()), (12, true));
+}
+
+#[tokio::test]
 async fn repeating_a_request_repeats_the_answer() {
     let s = Server::new();
     s.project().await;

@@ -35,17 +35,17 @@ pub async fn serve(api: &Api, who: Authorized, route: &Route) -> Result<Response
         .checked_add(1)
         .filter(|r| i64::try_from(*r).is_ok())
         .ok_or_else(|| Error::invalid("revision", "is no revision of this store"))?;
-    let (kind, selector, gate) = (route.kind.kind, route.list.selector.clone(), api.gate.clone());
+    let (kind, selector) = (route.kind.kind, route.list.selector.clone());
     let all = stream::iter(begin).chain(api.store.kv().watch(range, from));
-    let events = stream::unfold(Some((all.boxed(), gate, who, slot)), move |state| {
+    let events = stream::unfold(Some((all.boxed(), who, slot)), move |state| {
         let selector = selector.clone();
         async move {
-            let (mut all, gate, who, slot) = state?;
+            let (mut all, who, slot) = state?;
             let item = all.next().await?;
-            if let Err(e) = gate.check(who.caller(), who.action(), who.target().clone()).await {
+            if let Err(e) = who.still().await {
                 return Some((vec![failure(&e)], None));
             }
-            Some((encode(kind, &selector, item), Some((all, gate, who, slot))))
+            Some((encode(kind, &selector, item), Some((all, who, slot))))
         }
     });
     let events = events.flat_map(stream::iter);

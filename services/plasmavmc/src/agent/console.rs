@@ -23,6 +23,8 @@ use tokio::sync::Semaphore;
 const OPEN_MAX: usize = 256;
 /// Longest message taken from a viewer.
 const INPUT_BYTES_MAX: usize = 64 << 10;
+/// Between two questions whether the viewer may still be here.
+const RIGHTS_LOOK: Duration = Duration::from_secs(2);
 /// A viewer that takes nothing for this long is dropped.
 const SEND_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -58,16 +60,21 @@ impl Connect for ConsoleRoute {
             .map_err(|e| Error::new(Code::Invalid, "a console is a WebSocket").why(e))?;
         tracing::info!(caller = %who.caller().identity, vm = %name, "console opened");
         Ok(upgrade.max_message_size(INPUT_BYTES_MAX).on_upgrade(async move |socket| {
-            join(socket, console).await;
+            join(socket, console, &who).await;
             drop(slot);
         }))
     }
 }
 
-async fn join(mut socket: WebSocket, console: Console) {
+async fn join(mut socket: WebSocket, console: Console, who: &Authorized) {
     let mut viewer = console.view(BACKLOG);
+    let mut look = photon_rt::time::interval(RIGHTS_LOOK);
     loop {
         tokio::select! {
+            _ = look.tick() => if let Err(e) = who.still().await {
+                tracing::info!(caller = %who.caller().identity, error = %e, "console closed");
+                break;
+            },
             piece = viewer.next() => {
                 let Some(piece) = piece else { break };
                 if piece.missed > 0 {
