@@ -12,7 +12,7 @@ use photon_rt::{
     time::{Duration, now, sleep},
 };
 use rustix::process::{Pid, Signal, kill_process};
-use std::{path::PathBuf, process::Stdio};
+use std::{ffi::OsString, path::PathBuf, process::Stdio};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     signal::unix::{SignalKind, signal},
@@ -84,9 +84,7 @@ async fn detached(global: &Global, config: &Config) -> Result<()> {
         .open(&log_path)
         .map_err(|e| cannot("open the log", e))?;
     let exe = std::env::current_exe().map_err(|e| cannot("find this program", e))?;
-    let args =
-        std::env::args_os().skip(1).filter(|a| a != "--detach" && a != "-d" && a != "-o" && a != "--output");
-    let args: Vec<_> = args.filter(|a| !["json", "yaml", "table", "name"].iter().any(|f| a == f)).collect();
+    let args = background_args(std::env::args_os().skip(1));
     let mut cmd = photon_rt::process::command("setsid");
     cmd.arg(exe)
         .args(args)
@@ -122,6 +120,28 @@ async fn detached(global: &Global, config: &Config) -> Result<()> {
     Err(Error::internal(format!("PhotonCloud did not start ({status})"))
         .why(why)
         .hint(format!("see {}", log_path.display())))
+}
+
+/// The same arguments without `--detach`, and without `--output`, which the background process has its own.
+fn background_args(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut out = Vec::new();
+    let mut given = given;
+    while let Some(a) = given.next() {
+        let text = a.to_string_lossy();
+        match &*text {
+            "--detach" | "-d" => {}
+            "-o" | "--output" => drop(given.next()),
+            t if t.starts_with("--output=") => {}
+            // Short flags joined: `-ojson`, `-dojson`, `-do json`.
+            t if t.starts_with("-o") || t.starts_with("-do") => {
+                if t == "-do" {
+                    given.next();
+                }
+            }
+            _ => out.push(a),
+        }
+    }
+    out
 }
 
 fn relayed(v: &serde_json::Value) -> String {
@@ -172,5 +192,32 @@ pub async fn down(global: &Global, vms: bool) -> Result<()> {
             output::line("PhotonCloud stopped");
         }
     }
-    if vms { crate::node::stop_vms(&dir).await } else { Ok(()) }
+    if !vms {
+        return Ok(());
+    }
+    // Held while they stop: a cloud that starts meanwhile would adopt them.
+    let Some(_lock) = Lock::take(&dir)? else {
+        return Err(Error::new(Code::Conflict, "the cloud was started again meanwhile; its VMs run on")
+            .hint("photon down --vms"));
+    };
+    crate::node::stop_vms(&dir).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_background_process_gets_every_argument_but_detach_and_output() {
+        for (given, expected) in [
+            ("up --detach --node json --output json", "up --node json"),
+            ("-o yaml up -d --port-offset 7", "up --port-offset 7"),
+            ("up --output=json --detach", "up"),
+            ("up -ojson -d --node name", "up --node name"),
+            ("up -do json --listen ::1", "up --listen ::1"),
+        ] {
+            let args = background_args(given.split(' ').map(OsString::from));
+            assert_eq!(args.join(" ".as_ref()), expected, "{given}");
+        }
+    }
 }

@@ -68,7 +68,11 @@ pub async fn settled(
             }
             match watch.next().await? {
                 Change::Put(o) => now = o,
-                Change::Delete { .. } => return Err(Error::not_found(&what).why("it was deleted meanwhile")),
+                Change::Delete { name: n, .. } if n == name => {
+                    return Err(Error::not_found(&what).why("it was deleted meanwhile"));
+                }
+                // Another object, of which a server may say that it does not match.
+                Change::Delete { .. } => {}
             }
         }
     };

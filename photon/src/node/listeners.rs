@@ -11,8 +11,9 @@ use axum::{
 use chainfire::{ChainFire, Scope};
 use iam::login::PasswordRoute;
 use photon_auth::{Action, Caller, Gate, Kind, LiveCertificate, Proof, Target, Verb, server_config};
-use photon_base::{Code, Error, Result};
+use photon_base::{Code, Error, Result, Timestamp};
 use photon_resource::http::{Api, problem};
+use photon_rt::time::wall;
 use photon_serve::{health, listen::Listener, metrics};
 use plasmavmc::agent::{ConsoleRoute, ContentRoute};
 use serde_json::{Map, json};
@@ -36,8 +37,9 @@ pub async fn start(
         .connect("user", "password", Verb::Update, Arc::new(PasswordRoute(s.login.clone())))
         .connect("vm", "console", Verb::Console, console)
         .connect("image", "content", Verb::Update, content);
-    let common =
-        |router: Router| router.merge(guarded_metrics()).route("/version", axum::routing::get(version));
+    let common = |router: Router| {
+        router.merge(guarded_metrics(s.gate.clone())).route("/version", axum::routing::get(version))
+    };
     let iam = s.login.clone().routes().merge(iam::audit::routes(s.store.clone(), s.gate.clone()));
     let front = common(api.clone().router().merge(iam.clone()).merge(health::routes(whole(s))));
     let mut ports: Vec<(&'static str, u16, Router)> = vec![("front", FRONT.number, front)];
@@ -76,19 +78,38 @@ pub async fn start(
     })
 }
 
-/// Exchanges the server certificate at half its life.
+/// Exchanges the server certificate at half its life. Asks the clock on the wall: a machine that slept
+/// does not count the time. What fails is tried again soon.
 fn renew(s: &Arc<Shared>, live: Arc<LiveCertificate>) {
     let (config, paths) = (s.config.clone(), s.paths.clone());
     s.tasks.spawn("certificate-renewal", async move {
+        let mut issued = wall();
         loop {
-            photon_rt::time::sleep(identity::SERVER_VALID / 2).await;
+            photon_rt::time::sleep(RENEWAL_LOOK).await;
+            if !renewal_due(issued, wall()) {
+                continue;
+            }
             let fresh = identity::Identity::open(&config, &paths).and_then(|i| live.replace(&i.server));
             match fresh {
-                Ok(()) => tracing::info!("server certificate renewed"),
-                Err(e) => tracing::error!(error = %e, "the server certificate cannot be renewed"),
+                Ok(()) => {
+                    issued = wall();
+                    tracing::info!("server certificate renewed");
+                }
+                Err(e) => {
+                    tracing::error!(error = %e, "the server certificate cannot be renewed; trying again");
+                }
             }
         }
     });
+}
+
+/// Between two looks at the certificate's age.
+const RENEWAL_LOOK: photon_rt::time::Duration = photon_rt::time::Duration::from_secs(60);
+
+/// True at half the life of a certificate, and when the clock now stands well before its issue: then it
+/// is not valid yet.
+fn renewal_due(issued: Timestamp, now: Timestamp) -> bool {
+    now >= issued.plus(identity::SERVER_VALID / 2) || now.plus(RENEWAL_LOOK) < issued
 }
 
 /// Which keys an etcd client may see: all for the operator; those outside the reserved prefix for users
@@ -110,14 +131,20 @@ async fn version() -> axum::Json<serde_json::Value> {
     axum::Json(json!({ "name": "photon", "version": env!("CARGO_PKG_VERSION") }))
 }
 
-fn guarded_metrics() -> Router {
-    metrics::routes().layer(axum::middleware::from_fn(async |request: Request, next: Next| -> Response {
-        if request.extensions().get::<Caller>().is_none() {
+/// Metrics tell of every tenant: they are for those who may read the whole cluster.
+fn guarded_metrics(gate: Gate) -> Router {
+    let guard = async |State(gate): State<Gate>, request: Request, next: Next| -> Response {
+        let Some(caller) = request.extensions().get::<Caller>().cloned() else {
             let e = Error::new(Code::Unauthenticated, "metrics need an identity").hint("photon login");
             return problem(&e);
+        };
+        let action = Action { kind: "metrics", verb: Verb::Get };
+        match gate.check(&caller, action, Target { project: None, name: None }).await {
+            Ok(_) => next.run(request).await,
+            Err(e) => problem(&e),
         }
-        next.run(request).await
-    }))
+    };
+    metrics::routes().layer(axum::middleware::from_fn_with_state(gate, guard))
 }
 
 /// Whether one service is well by itself, and what it tells.
@@ -206,3 +233,45 @@ fn pulse(s: &Arc<Shared>) {
 
 /// Between two questions, and the longest wait for an answer.
 const PULSE: photon_rt::time::Duration = photon_rt::time::Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use photon_auth::{Decision, Identity, Policy};
+    use tower::ServiceExt;
+
+    struct OnlyAlice;
+
+    #[async_trait::async_trait]
+    impl Policy for OnlyAlice {
+        async fn decide(&self, caller: &Caller, action: Action, _: &Target) -> Decision {
+            let because = String::new();
+            match caller.identity.name.as_str() {
+                "alice" if action.verb.reads() => Decision::Allow { because },
+                _ => Decision::Deny { because },
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn metrics_are_for_those_who_may_read_the_cluster() {
+        for (who, expected) in [(None, 401), (Some("bob"), 403), (Some("alice"), 200)] {
+            let mut r = Request::new(axum::body::Body::empty());
+            *r.uri_mut() = "/metrics".parse().expect("uri");
+            if let Some(name) = who {
+                let identity = Identity::user(name.parse().expect("name"));
+                r.extensions_mut().insert(Caller { identity, proof: Proof::Certificate });
+            }
+            let answer = guarded_metrics(Gate::new(Arc::new(OnlyAlice))).oneshot(r).await.expect("answer");
+            assert_eq!(answer.status().as_u16(), expected, "{who:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_at_half_its_life_and_after_the_clock_went_back() {
+        let issued = Timestamp(1_800_000_000_000);
+        let half = issued.plus(identity::SERVER_VALID / 2);
+        assert!(!renewal_due(issued, issued) && !renewal_due(issued, Timestamp(half.0 - 1)));
+        assert!(renewal_due(issued, half) && renewal_due(issued, Timestamp(issued.0 - 600_000)));
+    }
+}
