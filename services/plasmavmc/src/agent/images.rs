@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use std::{
     io::Write,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Keeps an image until its files are gone.
@@ -37,12 +38,14 @@ struct Ready {
 #[derive(Clone)]
 pub struct Images {
     dir: PathBuf,
+    /// Held while content is checked, converted and declared complete: one at a time.
+    finishing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Images {
     /// Below the agent's folder.
     pub fn new(agent: &HostAgent) -> Images {
-        Images { dir: agent.dir().join("images") }
+        Images { dir: agent.dir().join("images"), finishing: Arc::default() }
     }
 
     fn folder(&self, id: Uid) -> PathBuf {
@@ -198,11 +201,15 @@ impl Connect for ContentRoute {
         let folder = self.images.folder(image.meta.id);
         fs::private_dir(&folder)?;
         // A name of its own for each try: two uploads at once do not mix, and the first complete one wins.
-        let upload = folder.join(format!("upload-{:x}", photon_rt::entropy::u64()));
-        let received = receive(&upload, request).await;
+        let upload = Upload(folder.join(format!("upload-{:x}", photon_rt::entropy::u64())));
+        let received = receive(&upload.0, request).await;
+        let _one = self.images.finishing.lock().await;
+        if self.images.ready(image.meta.id).is_some() {
+            return Err(Error::new(Code::Exists, format!("{key} has its content")).hint("make a new image"));
+        }
         let outcome = match received {
             Ok(sha256) => engine::image::import(
-                &upload,
+                &upload.0,
                 format,
                 &folder.join("disk.raw"),
                 engine::image::Limits::default(),
@@ -211,7 +218,6 @@ impl Connect for ContentRoute {
             .map(|size| (sha256, size)),
             Err(e) => Err(e),
         };
-        let _ = fs::remove_file(&upload); // gone already when the import moved it
         let (sha256, size) = match outcome {
             Ok(o) => o,
             Err(e) => {
@@ -219,10 +225,11 @@ impl Connect for ContentRoute {
                 return Err(e);
             }
         };
-        self.images.finish(image.meta.id, &Ready { sha256, size, cmdline: String::new() })?;
+        // The record first: no content without one, wherever a crash comes.
         let mut tx = self.store.begin();
         tx.audit(&photon_resource::AuditRecord::of(&who, &key, image.meta.id, Vec::new()))?;
         tx.commit().await?;
+        self.images.finish(image.meta.id, &Ready { sha256, size, cmdline: String::new() })?;
         self.poke.poke(&key);
         Ok(http::StatusCode::NO_CONTENT.into_response())
     }
@@ -241,6 +248,15 @@ impl ContentRoute {
         if change.await.is_ok() {
             let _ = tx.commit().await; // the caller has the error itself
         }
+    }
+}
+
+/// A file that is received; it goes when whoever sends it goes.
+struct Upload(PathBuf);
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0); // gone already when the import moved it
     }
 }
 
@@ -275,4 +291,66 @@ async fn receive(path: &Path, request: axum::extract::Request) -> Result<String>
 
 fn hex(digest: Sha256) -> String {
     digest.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use photon_auth::{Action, Caller, Decision, Gate, Policy, Target, Verb};
+    use photon_kv::MemKv;
+    use photon_rt::time::Duration;
+
+    struct Anything;
+
+    #[async_trait]
+    impl Policy for Anything {
+        async fn decide(&self, _: &Caller, _: Action, _: &Target) -> Decision {
+            Decision::Allow { because: "test".into() }
+        }
+    }
+
+    #[tokio::test]
+    async fn of_two_uploads_at_once_one_wins_whole_and_one_that_breaks_off_leaves_nothing() {
+        let dir = std::env::temp_dir().join(format!("photon-images-{:x}", photon_rt::entropy::u64()));
+        let images = Images { dir: dir.clone(), finishing: Arc::default() };
+        let store = Store::new(std::sync::Arc::new(MemKv::new()), Arc::new(photon_api::registry()));
+        let name: Name = "a".parse().expect("name");
+        let mut tx = store.begin();
+        let draft = Draft {
+            project: None,
+            name: name.clone(),
+            labels: Default::default(),
+            owner: None,
+            id: None,
+            spec: serde_json::json!({ "format": "raw" }),
+            status: serde_json::Value::Null,
+        };
+        let made = tx.create(store.kind_of::<ImageSpec>().expect("kind"), draft).await.expect("create");
+        tx.commit().await.expect("commit");
+        let poke = photon_reconcile::Manager::new(store.clone()).poke();
+        let route = ContentRoute { images: images.clone(), store, poke };
+        let send = async |body: Body| {
+            let action = Action { kind: "image", verb: Verb::Update };
+            let target = Target { project: None, name: Some(name.clone()) };
+            let gate = Gate::new(Arc::new(Anything));
+            let who = gate.check(&Caller::internal("test"), action, target).await.expect("allowed");
+            let request = http::Request::builder().method("PUT").body(body).expect("request");
+            route.connect(who, request).await
+        };
+        let folder = images.folder(made.meta.id);
+        let never = Body::from_stream(futures::stream::pending::<std::io::Result<bytes::Bytes>>());
+        let broken = photon_rt::time::timeout(Duration::from_millis(200), "never", send(never)).await;
+        assert!(broken.is_err());
+        assert_eq!(fs::read_dir(&folder).expect("folder").count(), 0, "nothing is left of it");
+        let content = |b: u8| vec![b; 4 << 20];
+        let (a, b) = tokio::join!(send(Body::from(content(1))), send(Body::from(content(2))));
+        assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
+        let winner = if a.is_ok() { 1 } else { 2 };
+        assert_eq!(fs::read(folder.join("disk.raw")).expect("disk"), content(winner));
+        let mut digest = Sha256::new();
+        digest.update(content(winner));
+        assert_eq!(images.ready(made.meta.id).expect("ready").sha256, hex(digest));
+        fs::remove_dir_all(&dir).expect("clean");
+    }
 }
