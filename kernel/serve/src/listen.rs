@@ -1,6 +1,6 @@
 //! Listeners: TCP, TLS, HTTP/1.1 and HTTP/2 on one port, and who is calling.
 
-use crate::metrics::Counter;
+use crate::{authority::Tolerant, metrics::Counter};
 use axum::{Router, body::Body};
 use http::{Request, Response, header};
 use hyper::{body::Incoming, service::service_fn};
@@ -53,6 +53,8 @@ pub struct Listener {
     pub tokens: Option<Arc<TokenKey>>,
     /// What answers.
     pub router: Router,
+    /// Takes HTTP/2 requests whose `:authority` is a URL, as etcdctl 3.4 sends them.
+    pub lenient_authority: bool,
 }
 
 /// The address that a request comes from, among its extensions.
@@ -68,6 +70,7 @@ struct Shared {
     tasks: Tasks,
     requests: Counter,
     unproven_time_max: Duration,
+    lenient_authority: bool,
 }
 
 impl Listener {
@@ -84,6 +87,7 @@ impl Listener {
             router: self.router,
             tasks: tasks.clone(),
             unproven_time_max,
+            lenient_authority: self.lenient_authority,
             requests: crate::metrics::counter(
                 "photon_http_requests_total",
                 "HTTP requests answered, by listener.",
@@ -120,7 +124,7 @@ impl Listener {
 async fn connection(shared: Shared, stream: TcpStream, from: Peer) -> Result<()> {
     let _ = stream.set_nodelay(true); // only latency is lost without it
     let Some(acceptor) = shared.tls.clone() else {
-        return http(shared, TokioIo::new(stream), from, None).await;
+        return maybe_lenient(shared, stream, from, None).await;
     };
     let mut first = [0u8; 1];
     let n = timeout(HANDSHAKE_TIME_MAX, "the first byte", stream.peek(&mut first))
@@ -134,7 +138,18 @@ async fn connection(shared: Shared, stream: TcpStream, from: Peer) -> Result<()>
         .map_err(|e| Error::new(Code::Unauthenticated, "the TLS handshake failed").why(e))?;
     // rustls has verified the chain: what it shows is of our authority.
     let peer = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(identity_of);
-    http(shared, TokioIo::new(tls), from, peer).await
+    maybe_lenient(shared, tls, from, peer).await
+}
+
+async fn maybe_lenient<I>(shared: Shared, io: I, from: Peer, peer: Option<Identity>) -> Result<()>
+where
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    if shared.lenient_authority {
+        http(shared, TokioIo::new(Tolerant::new(io)), from, peer).await
+    } else {
+        http(shared, TokioIo::new(io), from, peer).await
+    }
 }
 
 /// Somebody speaks plain HTTP to a TLS port: say so in their language.
@@ -285,7 +300,7 @@ mod tests {
         let addr = socket.local_addr().expect("address");
         let tls = Some(server_config(live, ca.cert_pem()).expect("tls"));
         let tasks = Tasks::new();
-        let listener = Listener { name: "test", socket, tls, tokens: None, router };
+        let listener = Listener { name: "test", socket, tls, tokens: None, router, lenient_authority: false };
         listener.start_within(&tasks, Duration::from_millis(300));
         let alice = leaf(&ca, "user/alice");
         for (who, speaks, stays) in [(None, true, false), (None, false, false), (Some(&alice), true, true)] {

@@ -53,7 +53,8 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
     let tasks = Tasks::new();
     let socket = photon_rt::net::listen(addr).await?;
     let router = store.router().layer(axum::Extension(Scope::Operator));
-    Listener { name: "chainfire", socket, tls: None, tokens: None, router }.start(&tasks);
+    Listener { name: "chainfire", socket, tls: None, tokens: None, router, lenient_authority: true }
+        .start(&tasks);
     output::line(&format!("ready to serve client requests on {listen_client_urls}"));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").why(e);
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;

@@ -66,6 +66,7 @@ pub async fn start(
             tls: Some(tls.clone()),
             tokens: Some(s.identity.tokens.clone()),
             router,
+            lenient_authority: name == "chainfire",
         };
         listener.start(&s.tasks);
     }

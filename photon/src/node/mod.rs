@@ -2,6 +2,7 @@
 //! a view of resources or a socket; the services do not know each other.
 
 mod dns;
+mod history;
 mod identity;
 mod listeners;
 mod lock;
@@ -66,6 +67,7 @@ impl Node {
         let chainfire = ChainFire::open(c).await?;
         step.done();
 
+        history::start(chainfire.clone(), paths.service("chainfire").join("history.json"), &tasks);
         let node = Node { tasks: tasks.clone(), chainfire: chainfire.clone(), _lock: lock };
         match node.start_services(config, paths, identity, reporter).await {
             Ok(ready) => {

@@ -3,8 +3,8 @@
 //! Rooms: [`model`] (etcd's semantics as a pure state machine over an ordered engine; `model::layout`
 //! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers),
 //! `lessor` (lease timers), `sweep` (removal of compacted history), `store` (the running service),
-//! `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC, HTTP, and
-//! [`wire::Tolerant`], which a listener puts around connections so that etcdctl 3.4 is understood).
+//! `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
+//! etcdctl 3.4 needs a listener with `lenient_authority` (`photon_serve::listen`).
 //!
 //! Port: 2379 (gRPC and HTTP on one). Data: `<data_dir>/log` (the raft log), `<data_dir>/state` (the engine).
 //!

@@ -167,6 +167,21 @@ impl ChainFire {
         self.inner.log.ended().await
     }
 
+    /// The revision of the newest write applied here.
+    pub fn revision(&self) -> i64 {
+        self.published().revision
+    }
+
+    /// Forgets history before `revision`, as etcd's compaction does; nothing to do when it is forgotten already.
+    pub async fn forget_before(&self, revision: i64) -> photon_base::Result<()> {
+        if revision <= self.published().compacted {
+            return Ok(());
+        }
+        let request = CompactionRequest { revision, physical: false };
+        let done = self.compact(Scope::Operator, request).await.map(drop);
+        done.map_err(|e| photon_base::Error::unavailable("history was not compacted").why(e))
+    }
+
     /// `leader`, `follower` or `candidate`.
     pub fn raft_role(&self) -> &'static str {
         match self.raft().role {

@@ -1,6 +1,5 @@
 //! Foreign protocols: etcd v3 gRPC, and the HTTP pages beside it.
 
-mod authority;
 mod codec;
 mod grpc;
 mod http;
@@ -20,7 +19,6 @@ mod generated {
     }
 }
 
-pub use authority::Tolerant;
 pub use generated::{etcdserverpb, mvccpb};
 
 use crate::{ChainFire, EtcdError, Scope, command::MAX_REQUEST};

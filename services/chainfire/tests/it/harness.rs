@@ -1,12 +1,13 @@
 //! A ChainFire on loopback, and the foreign programs beside it.
 
-use chainfire::{ChainFire, ChainFireConfig, Scope, wire::Tolerant};
+use chainfire::{ChainFire, ChainFireConfig, Scope};
 use photon_rt::{
     net::{TcpListener, TcpStream},
     process::{Child, Command},
     task::Tasks,
     time::Duration,
 };
+use photon_serve::authority::Tolerant;
 use std::{net::SocketAddr, path::Path, process::Stdio};
 use tonic::transport::{Channel, Endpoint};
 
