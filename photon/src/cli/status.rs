@@ -2,6 +2,7 @@
 
 use super::{Format, Global, output};
 use crate::node::running_pid;
+use http_body_util::BodyExt;
 use photon_base::{Code, Error, Result};
 use serde_json::{Value, json};
 
@@ -9,7 +10,12 @@ use serde_json::{Value, json};
 pub async fn status(global: &Global) -> Result<()> {
     let pid = running_pid(&global.data_dir());
     let client = global.client().await?;
-    let health = client.get("/health").await?;
+    // An unhealthy cloud answers 503 with the same body: the details are what people need then.
+    let answer = client.send(http::Method::GET, "/health", &[], &[]).await?;
+    let body = http_body_util::Limited::new(answer.into_body(), 1 << 20).collect().await;
+    let body = body.map_err(|e| Error::unavailable("the answer broke off").why(e))?.to_bytes();
+    let health: Value =
+        serde_json::from_slice(&body).map_err(|e| Error::internal("the health report is not JSON").why(e))?;
     let healthy = health["status"] == "healthy";
     match global.output {
         Format::Table | Format::Name => {
