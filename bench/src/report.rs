@@ -40,6 +40,7 @@ pub fn page() -> Result<()> {
     if let Some(v) = load("vm") {
         vm(&mut out, &v);
     }
+    tests(&mut out);
     fs::write_atomic(Path::new(PAGE), out.as_bytes(), 0o644)
 }
 
@@ -109,4 +110,27 @@ fn vm(out: &mut String, v: &Value) {
         number(&v["by_hand_ms"]),
         number(&v["overhead_ms"]),
     );
+}
+
+fn tests(out: &mut String) {
+    let rows = [
+        (
+            "whole",
+            "`./dev test` on a fresh clone with an empty target folder, installation included",
+            "≤ 45 min",
+        ),
+        ("fast", "`./dev test fast`, warm", "≤ 5 min"),
+    ];
+    let mut head = "\n## Tests\n\n| what | time | tests | aim |\n|---|---|---|---|\n";
+    for (name, what, aim) in rows {
+        if let Some(t) = load(&format!("test-{name}")) {
+            let minutes = number(&t["seconds"]) / 60.0;
+            let _ = write!(
+                out,
+                "{head}| {what} ({} cores) | {minutes:.1} min | {} | {aim} |\n",
+                t["cores"], t["tests"]
+            );
+            head = "";
+        }
+    }
 }

@@ -54,7 +54,13 @@ impl GroupLog {
         if index == self.start.index { Some(self.start.term) } else { self.place(index).map(|p| p.term) }
     }
 
+    /// Segment of the first entry behind `index`.
+    pub(super) fn segment_after(&self, index: u64) -> Option<u64> {
+        self.place(index + 1).map(|p| p.segment)
+    }
+
     /// Segment of the oldest entry.
+
     pub(super) fn first_segment(&self) -> Option<u64> {
         self.places.front().map(|p| p.segment)
     }

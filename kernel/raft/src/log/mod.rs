@@ -319,7 +319,20 @@ impl Log {
     pub fn purge(&mut self, group: GroupId, index: u64, command: u64) -> Result<(), StoreError> {
         let g = self.group(group)?;
         let index = index.min(g.last_index());
-        if index > g.start.index {
+        let purged = index > g.start.index;
+        // Where the oldest entry will be that anybody still needs.
+        let active = self.segments.keys().next_back().copied().unwrap_or(0);
+        let needed = |(id, g): (&u64, &GroupLog)| {
+            if *id == group.0 { g.segment_after(index) } else { g.first_segment() }
+        };
+        let first_needed = self.groups.iter().filter_map(needed).min().unwrap_or(active);
+        // States that lie before it would hold their segments for ever: they move forward.
+        let alone = |(id, g): (&u64, &GroupLog)| {
+            let moves = !(purged && *id == group.0) && g.state_segment < first_needed;
+            moves.then(|| (*id, g.start, g.floor, g.conf.clone(), self.newest_hard(*id, &g.hard)))
+        };
+        let moving: Vec<_> = self.groups.iter().filter_map(alone).collect();
+        if purged {
             let term =
                 g.term(index).ok_or_else(|| StoreError::Invalid(format!("{group} has no entry {index}")))?;
             let (conf, mut hard) = (g.conf.clone(), self.newest_hard(group.0, &g.hard));
@@ -327,18 +340,8 @@ impl Log {
             hard.commit = hard.commit.max(index);
             self.push_state(group.0, Position { index, term }, command.min(index), conf, hard, true);
         }
-        // States of other groups that lie alone in the oldest segment move forward.
-        if self.segments.len() > 1
-            && let Some(oldest) = self.segments.keys().next().copied()
-        {
-            let alone = |(id, g): (&u64, &GroupLog)| {
-                let moves = *id != group.0 && g.state_segment == oldest && g.first_segment() != Some(oldest);
-                moves.then(|| (*id, g.start, g.floor, g.conf.clone(), self.newest_hard(*id, &g.hard)))
-            };
-            let moving: Vec<_> = self.groups.iter().filter_map(alone).collect();
-            for (id, start, floor, conf, hard) in moving {
-                self.push_state(id, start, floor, conf, hard, true);
-            }
+        for (id, start, floor, conf, hard) in moving {
+            self.push_state(id, start, floor, conf, hard, true);
         }
         Ok(())
     }
