@@ -125,9 +125,9 @@ fn tests(out: &mut String) {
     for (name, what, aim) in rows {
         if let Some(t) = load(&format!("test-{name}")) {
             let minutes = number(&t["seconds"]) / 60.0;
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "{head}| {what} ({} cores) | {minutes:.1} min | {} | {aim} |\n",
+                "{head}| {what} ({} cores) | {minutes:.1} min | {} | {aim} |",
                 t["cores"], t["tests"]
             );
             head = "";

@@ -60,7 +60,6 @@ impl GroupLog {
     }
 
     /// Segment of the oldest entry.
-
     pub(super) fn first_segment(&self) -> Option<u64> {
         self.places.front().map(|p| p.segment)
     }
