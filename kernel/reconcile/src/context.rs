@@ -1,8 +1,8 @@
 //! What a reconciler may read and write, and the record of what it read.
 
-use crate::View;
-use photon_base::{Name, Result};
-use photon_resource::{Key, Object, Resource, Store, kind_range};
+use crate::{View, lease::Held};
+use photon_base::{Code, Error, Name, Result};
+use photon_resource::{Key, Object, Resource, Store, Tx, kind_range};
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
@@ -22,12 +22,18 @@ pub struct Context {
     view: View,
     store: Store,
     reads: Mutex<Reads>,
+    held: Option<Held>,
 }
 
 impl Context {
     /// A window on `view` and `store`.
     pub fn new(view: View, store: Store) -> Context {
-        Context { view, store, reads: Mutex::default() }
+        Context { view, store, reads: Mutex::default(), held: None }
+    }
+
+    /// The same, for a run under a lease.
+    pub fn under(self, held: Option<Held>) -> Context {
+        Context { held, ..self }
     }
 
     pub(crate) fn view(&self) -> &View {
@@ -64,7 +70,18 @@ impl Context {
         self.view.revision()
     }
 
-    /// The store, for writes (`begin`) and for reads that must be of this very moment.
+    /// An empty commit to fill. It fails if this run is under a lease that somebody else has taken.
+    pub fn begin(&self) -> Tx<'_> {
+        let mut tx = self.store.begin();
+        if let Some(held) = &self.held {
+            let lost = Error::new(Code::Conflict, "another node decides this now")
+                .why(format!("the lease of epoch {} was taken over", held.epoch));
+            tx.check(held.fence(), lost);
+        }
+        tx
+    }
+
+    /// The store, for reads that must be of this very moment.
     pub fn store(&self) -> &Store {
         &self.store
     }

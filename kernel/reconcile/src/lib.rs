@@ -9,10 +9,12 @@
 
 mod context;
 pub mod harness;
+pub mod lease;
 mod manager;
 mod queue;
 mod view;
 
 pub use context::Context;
+pub use lease::Lease;
 pub use manager::{Manager, Next, Poke, Reconcile};
 pub use view::{Feed, View};

@@ -1,7 +1,7 @@
 //! Runs reconcilers.
 
 use crate::{
-    Context, Feed, View,
+    Context, Feed, Lease, View,
     queue::{Item, Outcome, Queue},
 };
 use async_trait::async_trait;
@@ -37,6 +37,12 @@ pub trait Reconcile: Send + Sync + 'static {
     /// an "ensure": the call may have been cut off anywhere the last time.
     async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next>;
 
+    /// True when it decides for the whole cluster: then it runs on one node at a time, the one that holds
+    /// the manager's lease, and what it commits is refused once another node has taken that.
+    fn once_per_cluster(&self) -> bool {
+        false
+    }
+
     /// Removes what exists outside the store and belongs to no object; called at start and then once a
     /// minute.
     async fn sweep(&self, _cx: &Context) -> Result<()> {
@@ -49,6 +55,7 @@ pub trait Reconcile: Send + Sync + 'static {
 pub(crate) trait Erased: Send + Sync + 'static {
     fn name(&self) -> &'static str;
     fn kind(&self) -> &'static str;
+    fn once_per_cluster(&self) -> bool;
     async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next>;
     async fn sweep(&self, cx: &Context) -> Result<()>;
 }
@@ -60,6 +67,9 @@ impl<T: Reconcile> Erased for T {
     }
     fn kind(&self) -> &'static str {
         T::Kind::KIND
+    }
+    fn once_per_cluster(&self) -> bool {
+        Reconcile::once_per_cluster(self)
     }
     async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
         Reconcile::reconcile(self, cx, key).await
@@ -77,6 +87,7 @@ pub(crate) fn key_of(kind: &'static str, storage: &str) -> Option<Key> {
 /// All reconcilers of a process on one view.
 pub struct Manager {
     store: Store,
+    lease: Lease,
     view: View,
     reconcilers: Vec<Arc<dyn Erased>>,
     poke: Poke,
@@ -104,10 +115,11 @@ const RUNS_MAX: usize = 32;
 const RUN_TIME_MAX: Duration = Duration::from_secs(300);
 
 impl Manager {
-    /// A manager without reconcilers; its view can be shared at once.
-    pub fn new(store: Store) -> Manager {
+    /// A manager without reconcilers; its view can be shared at once. Those of its reconcilers that decide
+    /// for the whole cluster run while `lease` is held.
+    pub fn new(store: Store, lease: Lease) -> Manager {
         let (tx, changed) = mpsc::unbounded_channel();
-        Manager { store, view: View::default(), reconcilers: Vec::new(), poke: Poke(tx), changed }
+        Manager { store, lease, view: View::default(), reconcilers: Vec::new(), poke: Poke(tx), changed }
     }
 
     /// For those who notice what happens outside the store.
@@ -132,31 +144,40 @@ impl Manager {
         tasks.spawn("reconcile", self.run(owned));
     }
 
+    /// The context of a run of `r`; none while it is another node's to run it.
+    fn context(&self, r: &dyn Erased) -> Option<Context> {
+        let cx = Context::new(self.view.clone(), self.store.clone());
+        if !r.once_per_cluster() {
+            return Some(cx);
+        }
+        let held = self.lease.held()?;
+        Some(cx.under(Some(held)))
+    }
+
     async fn run(mut self, tasks: Tasks) {
         self.view.reached(1).await;
         let (done_tx, mut done) = mpsc::channel::<(Item, crate::context::Reads, Outcome)>(RUNS_MAX);
         let mut queues: Vec<(Queue, usize)> = self.reconcilers.iter().map(|_| Default::default()).collect();
         let mut resync = photon_rt::time::interval(RESYNC);
         loop {
-            for (queue, running) in &mut queues {
+            for (r, (queue, running)) in self.reconcilers.iter().zip(&mut queues) {
                 while *running < RUNS_MAX
+                    && let Some(cx) = self.context(&**r)
                     && let Some(item) = queue.pop(now())
                 {
                     *running += 1;
-                    let (r, view, store, tx) = (
-                        self.reconcilers[item.0].clone(),
-                        self.view.clone(),
-                        self.store.clone(),
-                        done_tx.clone(),
-                    );
+                    let (r, tx) = (r.clone(), done_tx.clone());
                     tasks.spawn("reconcile-run", async move {
-                        let (reads, outcome) = run_once(&*r, view, store, &item.1).await;
+                        let (reads, outcome) = run_once(&*r, cx, &item.1).await;
                         let _ = tx.send((item, reads, outcome)).await; // the manager goes only with its tasks
                     });
                 }
             }
-            let free = queues.iter().filter(|(_, running)| *running < RUNS_MAX);
-            let due = free.filter_map(|(queue, _)| queue.next_at()).min();
+            // What waits for a free run or for the lease is woken by these.
+            let free = self.reconcilers.iter().zip(&queues).filter(|(r, (_, running))| {
+                *running < RUNS_MAX && (!r.once_per_cluster() || self.lease.held().is_some())
+            });
+            let due = free.filter_map(|(_, (queue, _))| queue.next_at()).min();
             tokio::select! {
                 Some((item, reads, outcome)) = done.recv() => {
                     let (queue, running) = &mut queues[item.0];
@@ -171,6 +192,7 @@ impl Manager {
                         }
                     }
                 }
+                () = self.lease.changed() => {}
                 _ = resync.tick() => self.resync(&tasks, &mut queues),
                 () = async { match due { Some(t) => sleep_until(t).await, None => std::future::pending().await } } => {}
             }
@@ -185,7 +207,7 @@ impl Manager {
                 let jitter = photon_rt::entropy::u64() % (RESYNC.as_millis() as u64 / 10);
                 queues[i].0.add((i, key), now() + Duration::from_millis(jitter));
             }
-            let (r, cx) = (r.clone(), Context::new(self.view.clone(), self.store.clone()));
+            let (Some(cx), r) = (self.context(&**r), r.clone()) else { continue };
             tasks.spawn("sweep", async move {
                 if let Err(e) = r.sweep(&cx).await {
                     tracing::warn!(reconciler = r.name(), error = %e, "sweep failed");
@@ -195,16 +217,10 @@ impl Manager {
     }
 }
 
-async fn run_once(
-    r: &dyn Erased,
-    view: View,
-    store: Store,
-    storage: &str,
-) -> (crate::context::Reads, Outcome) {
+async fn run_once(r: &dyn Erased, cx: Context, storage: &str) -> (crate::context::Reads, Outcome) {
     let Some(key) = key_of(r.kind(), storage) else {
         return (crate::context::Reads::default(), Outcome::Done(None));
     };
-    let cx = Context::new(view, store);
     let run = AssertUnwindSafe(photon_rt::time::timeout(RUN_TIME_MAX, r.name(), r.reconcile(&cx, &key)))
         .catch_unwind();
     let outcome = match run.await {
@@ -287,10 +303,11 @@ mod tests {
             }
         }
         let ran = Arc::new(AtomicUsize::new(0));
-        let mut manager = Manager::new(store);
+        let tasks = Tasks::new();
+        let lease = Lease::start(store.kv().clone(), "test", "n".parse().expect("name"), &tasks);
+        let mut manager = Manager::new(store, lease);
         manager.add(Work::<true>(ran.clone()));
         manager.add(Work::<false>(ran.clone()));
-        let tasks = Tasks::new();
         manager.start(&tasks);
         let done = async {
             while ran.load(Ordering::SeqCst) < 200 {
@@ -299,5 +316,67 @@ mod tests {
         };
         photon_rt::time::timeout(Duration::from_secs(20), "the quick ones", done).await.expect("all ran");
         tasks.shutdown().await;
+    }
+
+    /// Counts under the lease only, and writes.
+    struct Elected(Arc<AtomicUsize>);
+
+    #[async_trait]
+    impl Reconcile for Elected {
+        type Kind = Thing<false>;
+        fn name(&self) -> &'static str {
+            "elected"
+        }
+        fn once_per_cluster(&self) -> bool {
+            true
+        }
+        async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
+            let mut tx = cx.begin();
+            tx.put(format!("seen/{}", key.name).into(), Default::default())?;
+            tx.commit().await?;
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(Next::Done)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cluster_wide_reconciler_runs_where_the_lease_is_and_nowhere_else() {
+        let registry = Arc::new(Registry::new().with::<Thing<false>>());
+        let kv = Arc::new(MemKv::new());
+        let store = Store::new(kv.clone(), registry);
+        let mut tx = store.begin();
+        let draft = Draft {
+            project: None,
+            name: "x".parse().expect("name"),
+            labels: Default::default(),
+            owner: None,
+            id: None,
+            spec: serde_json::json!({}),
+            status: serde_json::Value::Null,
+        };
+        tx.create(store.registry().kind("quick").expect("kind"), draft).await.expect("create");
+        tx.commit().await.expect("commit");
+        let node = |name: &str| {
+            let (ran, tasks) = (Arc::new(AtomicUsize::new(0)), Tasks::new());
+            let lease = Lease::start(kv.clone(), "test", name.parse().expect("name"), &tasks);
+            let mut manager = Manager::new(store.clone(), lease);
+            manager.add(Elected(ran.clone()));
+            manager.start(&tasks);
+            (ran, tasks)
+        };
+        let ran = async |n: &Arc<AtomicUsize>| {
+            while n.load(Ordering::SeqCst) == 0 {
+                photon_rt::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let (a_ran, a) = node("a");
+        ran(&a_ran).await;
+        let (b_ran, b) = node("b");
+        photon_rt::time::sleep(Duration::from_secs(300)).await;
+        assert!(a_ran.load(Ordering::SeqCst) > 1, "once a minute");
+        assert_eq!(b_ran.load(Ordering::SeqCst), 0);
+        a.shutdown().await;
+        ran(&b_ran).await;
+        b.shutdown().await;
     }
 }

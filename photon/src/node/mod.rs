@@ -17,7 +17,7 @@ use iam::{Iam, login::Login};
 use identity::Identity;
 use photon_auth::Gate;
 use photon_base::Result;
-use photon_reconcile::{Manager, View};
+use photon_reconcile::{Lease, Manager, View};
 use photon_resource::Store;
 use photon_rt::{task::Tasks, time::now};
 use plasmavmc::agent::{
@@ -92,7 +92,8 @@ impl Node {
         let step = reporter.step("iam");
         let admin = identity.admin_profile(&config, &paths)?;
         iam::bootstrap::first_admin(&store, &admin.password).await?;
-        let manager = Manager::new(store.clone());
+        let lease = Lease::start(store.kv().clone(), "controllers", config.node.clone(), &self.tasks);
+        let manager = Manager::new(store.clone(), lease);
         let view = manager.view();
         let gate = Gate::new(Arc::new(Iam::new(view.clone())));
         let login = Login::new(store.clone(), identity.tokens.clone());

@@ -49,7 +49,7 @@ impl Reconcile for Disks {
         }
         remove(folder(self.agent.dir(), vm.meta.id)).await?;
         self.agent.hypervisor().forget(vm.meta.id).await?;
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         tx.update(&vm, |v| v.meta.finalizers.retain(|f| f != DISK_FINALIZER)).await?;
         tx.commit().await?;
         Ok(Next::Done)

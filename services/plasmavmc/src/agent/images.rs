@@ -140,7 +140,7 @@ impl Reconcile for ImageKeeper {
 
     async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
         let Some(image) = cx.get::<ImageSpec>(None, &key.name)? else { return Ok(Next::Done) };
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         if !image.is_wanted() {
             if image.has_finalizer(FINALIZER) {
                 disks::remove(self.0.folder(image.meta.id)).await?;
@@ -328,7 +328,13 @@ mod tests {
         };
         let made = tx.create(store.kind_of::<ImageSpec>().expect("kind"), draft).await.expect("create");
         tx.commit().await.expect("commit");
-        let poke = photon_reconcile::Manager::new(store.clone()).poke();
+        let lease = photon_reconcile::Lease::start(
+            store.kv().clone(),
+            "test",
+            name.clone(),
+            &photon_rt::task::Tasks::new(),
+        );
+        let poke = photon_reconcile::Manager::new(store.clone(), lease).poke();
         let route = ContentRoute { images: images.clone(), store, poke };
         let send = async |body: Body| {
             let action = Action { kind: "image", verb: Verb::Update };

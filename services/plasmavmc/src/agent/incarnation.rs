@@ -52,7 +52,7 @@ impl Reconcile for Incarnations {
             self.agent.forget_mark(i.meta.id);
             self.agent.keys().remove(&i.meta.id);
             if i.has_finalizer(FINALIZER) {
-                let mut tx = cx.store().begin();
+                let mut tx = cx.begin();
                 tx.update(&i, |i| i.meta.finalizers.retain(|f| f != FINALIZER)).await?;
                 tx.commit().await?;
             }
@@ -93,7 +93,7 @@ impl Incarnations {
         if status == i.status {
             return Ok(());
         }
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         tx.update(i, |i| i.status = status).await?;
         tx.commit().await.map(|_| ())
     }

@@ -59,6 +59,10 @@ impl Reconcile for VmController {
         "plasmavmc-vm"
     }
 
+    fn once_per_cluster(&self) -> bool {
+        true
+    }
+
     async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
         let project = key.project.as_ref();
         let Some(vm) = cx.get::<VmSpec>(project, &key.name)? else { return Ok(Next::Done) };
@@ -97,7 +101,7 @@ async fn write_status(cx: &Context, vm: &Object<VmSpec>, status: VmStatus) -> Re
     if status == vm.status {
         return Ok(());
     }
-    let mut tx = cx.store().begin();
+    let mut tx = cx.begin();
     tx.update(vm, |v| v.status = status).await?;
     tx.commit().await.map(|_| ())
 }
@@ -166,7 +170,7 @@ impl World<'_> {
             Place::On(h) => h,
             Place::Nowhere(why) => return self.waiting(Phase::Pending, "NoHost", why).await,
         };
-        let mut tx = self.cx.store().begin();
+        let mut tx = self.cx.begin();
         let mut missing = false;
         for (i, nic) in self.vm.spec.networks.iter().enumerate() {
             match &self.ports[i] {
@@ -234,7 +238,7 @@ impl World<'_> {
     /// Passes wishes on to a live incarnation and reports what it says.
     async fn follow(&self, i: &Object<IncarnationSpec>) -> Result<Next> {
         let want = &self.vm.spec;
-        let mut tx = self.cx.store().begin();
+        let mut tx = self.cx.begin();
         if (i.spec.power, i.spec.reboots, i.spec.resets) != (want.power, want.reboots, want.resets) {
             tx.update(i, |i| {
                 (i.spec.power, i.spec.reboots, i.spec.resets) = (want.power, want.reboots, want.resets)
@@ -295,7 +299,7 @@ impl World<'_> {
         } else {
             (Phase::Stopped, s.restarts)
         };
-        let mut tx = self.cx.store().begin();
+        let mut tx = self.cx.begin();
         self.drop_incarnation(&mut tx, i).await?;
         tx.update(&self.vm, |v| {
             v.status = s;
@@ -328,7 +332,7 @@ impl World<'_> {
         if !self.vm.meta.finalizers.iter().any(|f| f == VM_FINALIZER) {
             return Ok(Next::Done);
         }
-        let mut tx = self.cx.store().begin();
+        let mut tx = self.cx.begin();
         if let Some(i) = self
             .incarnation
             .as_ref()

@@ -83,7 +83,7 @@ impl Reconcile for Networks {
             }
         }
         if s != n.status {
-            let mut tx = cx.store().begin();
+            let mut tx = cx.begin();
             tx.update(&n, |n| n.status = s).await?;
             tx.commit().await?;
         }
@@ -140,7 +140,7 @@ impl Networks {
             done.networks.remove(&n.meta.id);
         }
         self.0.0.plane.remove_network(n.meta.id).await?;
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         tx.update(n, |n| n.meta.finalizers.retain(|f| f != FINALIZER)).await?;
         tx.commit().await?;
         Ok(Next::Done)

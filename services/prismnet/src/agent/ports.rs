@@ -65,7 +65,7 @@ impl Reconcile for Ports {
             }
         }
         if s != p.status {
-            let mut tx = cx.store().begin();
+            let mut tx = cx.begin();
             tx.update(&p, |p| p.status = s).await?;
             tx.commit().await?;
         }
@@ -98,7 +98,7 @@ impl Ports {
         if let Some(n) = network {
             self.0.0.plane.remove_port(n.meta.id, p.meta.id).await?;
         }
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         tx.update(p, |p| p.meta.finalizers.retain(|f| f != AGENT_FINALIZER)).await?;
         tx.commit().await?;
         Ok(Next::Done)

@@ -64,6 +64,10 @@ impl Reconcile for Ipam {
         "prismnet-ipam"
     }
 
+    fn once_per_cluster(&self) -> bool {
+        true
+    }
+
     async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
         let Some(port) = cx.get::<PortSpec>(key.project.as_ref(), &key.name)? else { return Ok(Next::Done) };
         let network = cx.get::<NetworkSpec>(key.project.as_ref(), &port.spec.network)?;
@@ -76,7 +80,7 @@ impl Reconcile for Ipam {
         let Some(network) = network else {
             return Err(Error::internal(format!("{key} is on a network that does not exist")));
         };
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         match choose(cx, &port, &network) {
             Ok(address) => {
                 let lost = Error::new(Code::Conflict, format!("{address} was taken meanwhile"));
@@ -119,7 +123,7 @@ async fn release(
     if port.has_finalizer(AGENT_FINALIZER) || !port.has_finalizer(IPAM_FINALIZER) {
         return Ok(Next::Done);
     }
-    let mut tx = cx.store().begin();
+    let mut tx = cx.begin();
     if let (Some(address), Some(network)) = (port.status.address, network) {
         tx.release(&pool(network.meta.id), &address.to_string())?;
     }

@@ -18,7 +18,7 @@ impl Reconcile for Ports {
     }
     async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
         let Some(p) = cx.get::<PortSpec>(key.project.as_ref(), &key.name)? else { return Ok(Next::Done) };
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         if !p.is_wanted() {
             tx.update(&p, |p| p.meta.finalizers.clear()).await?;
         } else if p.status.address.is_none() {
@@ -49,7 +49,7 @@ impl Reconcile for Agent {
             Power::Paused => Phase::Paused,
             Power::Stopped => Phase::Stopped,
         };
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         if !i.is_wanted() {
             tx.update(&i, |i| i.meta.finalizers.clear()).await?;
         } else if i.status.observed_generation != i.meta.generation {
@@ -76,7 +76,7 @@ impl Reconcile for Disks {
         if v.is_wanted() || !v.has_finalizer(DISK_FINALIZER) || v.has_finalizer(VM_FINALIZER) {
             return Ok(Next::Done);
         }
-        let mut tx = cx.store().begin();
+        let mut tx = cx.begin();
         tx.update(&v, |v| v.meta.finalizers.retain(|f| f != DISK_FINALIZER)).await?;
         tx.commit().await.map(|_| Next::Done)
     }
