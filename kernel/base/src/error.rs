@@ -106,12 +106,16 @@ pub struct Error {
     /// What the reader can do, often a command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// True for a conflict with somebody who was faster: the same call, made again, reads what is so by
+    /// then. False for a conflict with what the caller expects or with what is there to stay.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub raced: bool,
 }
 
 impl Error {
     /// An error of class `code` that says `what` was not done.
     pub fn new(code: Code, what: impl Into<String>) -> Self {
-        Error { code, what: what.into(), why: String::new(), field: None, hint: None }
+        Error { code, what: what.into(), why: String::new(), field: None, hint: None, raced: false }
     }
 
     /// A value of `field` that is not allowed.
@@ -122,6 +126,12 @@ impl Error {
     /// `what` does not exist.
     pub fn not_found(what: impl std::fmt::Display) -> Self {
         Error::new(Code::NotFound, format!("{what} does not exist"))
+    }
+
+    /// Somebody changed `what` between our reading it and our commit.
+    pub fn raced(what: impl std::fmt::Display) -> Self {
+        let e = Error::new(Code::Conflict, format!("{what} changed meanwhile"));
+        Error { raced: true, ..e.hint("read it again, then change it") }
     }
 
     /// A defect of ours; the text goes to the log and to the caller.
@@ -156,7 +166,7 @@ impl Error {
 
     /// True when the same call may succeed later without a change by the caller.
     pub fn is_retryable(&self) -> bool {
-        matches!(self.code, Code::Unavailable | Code::Timeout | Code::Exhausted)
+        self.raced || matches!(self.code, Code::Unavailable | Code::Timeout | Code::Exhausted)
     }
 
     /// The error without its code: `what; why; hint: …`.
@@ -193,6 +203,19 @@ mod tests {
             e.within("spec").report(),
             "error[PH1001]: spec.memory: 0 is too small; a guest needs 32MiB; hint: --memory 128MiB"
         );
+    }
+
+    #[test]
+    fn a_lost_race_is_marked_by_a_field_and_not_by_its_words() {
+        let lost = Error::raced("vm \"a\"");
+        let same_words = Error { raced: false, ..lost.clone() };
+        assert_eq!(lost.report(), same_words.report());
+        assert_eq!((lost.is_retryable(), same_words.is_retryable()), (true, false));
+        let wire = serde_json::to_string(&same_words).expect("json");
+        assert!(!wire.contains("raced"), "{wire}: older readers see what they know");
+        assert!(!serde_json::from_str::<Error>(&wire).expect("an older writer's").raced);
+        let wire = serde_json::to_string(&lost).expect("json");
+        assert_eq!(serde_json::from_str::<Error>(&wire).expect("error"), lost);
     }
 
     #[test]

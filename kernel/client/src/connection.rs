@@ -342,5 +342,18 @@ pub(crate) fn from_problem(status: u16, body: &[u8]) -> Error {
     e.why = text("detail").unwrap_or_default();
     e.field = text("field");
     e.hint = text("hint");
+    e.raced = v["raced"] == true;
     e
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_that_says_so_is_a_lost_race() {
+        let body = |raced: &str| format!(r#"{{"title":"x","code":"conflict","status":409{raced}}}"#);
+        assert!(from_problem(409, body(r#","raced":true"#).as_bytes()).is_retryable());
+        assert!(!from_problem(409, body("").as_bytes()).is_retryable(), "an older server's");
+    }
 }

@@ -199,9 +199,7 @@ pub type KvResult<T> = Result<T, KvError>;
 impl From<KvError> for Error {
     fn from(e: KvError) -> Error {
         match e {
-            KvError::CheckFailed(_) => {
-                Error::new(Code::Conflict, "the record changed meanwhile").hint("read it again")
-            }
+            KvError::CheckFailed(_) => Error::raced("the record"),
             KvError::Compacted(r) => Error::new(Code::Gone, format!("history before revision {r} is gone"))
                 .hint("list again from now"),
             KvError::Future(r) => Error::invalid("revision", format!("in the future; the store is at {r}")),

@@ -10,9 +10,6 @@ use std::collections::{BTreeMap, btree_map::Entry};
 /// The kind that [`crate::Scope::Project`] refers to.
 pub const PROJECT_KIND: &str = "project";
 
-/// The hint of conflicts that reading again may solve.
-pub(crate) const AGAIN: &str = "read it again, then change it";
-
 /// An object to be.
 #[derive(Clone, Debug)]
 pub struct Draft {
@@ -151,8 +148,7 @@ impl<'a> Tx<'a> {
                 Err(Error::new(Code::Conflict, format!("{target} is being deleted")).within(field))
             }
             Some(t) => {
-                let changed = Error::new(Code::Conflict, format!("{target} changed meanwhile")).hint(AGAIN);
-                self.check(Check::Modified(target.storage(), t.meta.revision), changed);
+                self.check(Check::Modified(target.storage(), t.meta.revision), Error::raced(target));
                 Ok(())
             }
             None => Err(Error { field: Some(field.to_string()), ..Error::not_found(target) }),
@@ -165,8 +161,7 @@ impl<'a> Tx<'a> {
     /// after the commit, or none when it is gone.
     pub async fn replace(&mut self, kind: &KindInfo, old: &Raw, mut new: Raw) -> Result<Option<Raw>> {
         let key = Key::new(kind.kind, old.meta.project.clone(), old.meta.name.clone());
-        let moved = Error::new(Code::Conflict, format!("{key} changed meanwhile")).hint(AGAIN);
-        self.check(Check::Modified(key.storage(), old.meta.revision), moved);
+        self.check(Check::Modified(key.storage(), old.meta.revision), Error::raced(&key));
         let mut generation = old.meta.generation;
         if new.spec != old.spec {
             meta::check_labels(&new.meta.labels).map_err(|e| e.within("meta"))?;

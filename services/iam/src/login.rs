@@ -282,8 +282,7 @@ impl Login {
         };
         let mut tx = self.store.begin();
         let target = photon_resource::Key::new("user", None, name);
-        let gone = Error::new(Code::Conflict, format!("{target} changed meanwhile")).hint("try again");
-        tx.check(photon_kv::Check::Modified(target.storage(), user.meta.revision), gone);
+        tx.check(photon_kv::Check::Modified(target.storage(), user.meta.revision), Error::raced(&target));
         tx.put(key, value)?;
         tx.audit(&photon_resource::AuditRecord::of(who, &target, user.meta.id, Vec::new()))?;
         tx.commit().await.map(|_| ())

@@ -1,7 +1,7 @@
 //! Everything but watches: read, list, create, update, delete.
 
 use super::{Api, BODY_BYTES_MAX, reply, route::Route};
-use crate::{AuditRecord, Draft, FieldChange, Key, ListPage, Raw, diff, keys, tx::AGAIN};
+use crate::{AuditRecord, Draft, FieldChange, Key, ListPage, Raw, diff, keys};
 use axum::{extract::Request, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// Tries of a change that names no revision, when others change the same object meanwhile.
+/// Tries of a change, when others change the same object meanwhile.
 const TRIES: u32 = 8;
 /// Time for a body to arrive.
 const BODY_TIME_MAX: photon_rt::time::Duration = photon_rt::time::Duration::from_secs(30);
@@ -133,12 +133,9 @@ async fn change(api: &Api, who: &Authorized, route: &Route, request: Request) ->
         let attempt = attempt(api, who, route, &parts.method, &body, expected, memory.as_ref()).await;
         tries += 1;
         match attempt {
-            // Somebody else changed the object (or remembered the same key) between our read and the commit.
-            Err(e)
-                if e.code == Code::Conflict
-                    && expected.is_none()
-                    && tries < TRIES
-                    && e.hint.as_deref() == Some(AGAIN) => {}
+            // Somebody else changed the object (or remembered the same key) between our read and the
+            // commit. If the request names a revision, the next try says that it is another now.
+            Err(e) if e.raced && tries < TRIES => {}
             // The same request, sent before and given up by its caller, may have been done just now.
             Err(e) if matches!(e.code, Code::Conflict | Code::Exists | Code::NotFound) => {
                 if let Some((key, request)) = &memory
@@ -258,7 +255,7 @@ async fn attempt(
     if let Some((memory_key, request)) = memory {
         tx.check(
             Check::absent(memory_key.clone()),
-            Error::new(Code::Conflict, "the same request is under way").hint(AGAIN),
+            Error { raced: true, ..Error::new(Code::Conflict, "the same request is under way") },
         );
         let record =
             Remembered { at: photon_rt::time::wall(), request: *request, status, body: shown.clone() };
@@ -276,7 +273,7 @@ fn guard(old: &Raw, expected: Option<u64>) -> Result<()> {
         Some(r) if r != old.meta.revision => {
             Err(Error::new(Code::Conflict, "the object changed since it was read")
                 .why(format!("it is at revision {}, the request expects {r}", old.meta.revision))
-                .hint(AGAIN))
+                .hint("read it again, then change it"))
         }
         _ => Ok(()),
     }

@@ -5,7 +5,7 @@ use photon_base::Error;
 use serde_json::json;
 
 /// The answer that says what went wrong: `type`, `title`, `status`, `detail`, and ours: `code`, `number`,
-/// `field`, `hint`.
+/// `field`, `hint`, `raced`.
 pub fn problem(e: &Error) -> Response {
     let number = format!("PH{}", e.code.number());
     let body = json!({
@@ -17,6 +17,7 @@ pub fn problem(e: &Error) -> Response {
         "number": number,
         "field": e.field,
         "hint": e.hint,
+        "raced": e.raced,
     });
     let mut r = Response::new(Body::from(body.to_string()));
     *r.status_mut() =

@@ -360,6 +360,33 @@ async fn a_change_of_nothing_tells_the_revision_that_is_there() {
 }
 
 #[tokio::test]
+async fn a_change_that_lost_a_race_is_made_again_unless_it_names_a_revision() {
+    let kv = MemKv::new();
+    let late = Arc::new(LateKv { inner: kv.clone(), late: Default::default(), armed: Default::default() });
+    let s = Server::on(late.clone(), kv);
+    s.project().await;
+    s.widget("a", json!({"size": 1})).await;
+    let path = format!("{W}/a");
+    // Somebody else's change, which arrives between our next read and our commit.
+    let overtake = async |label: &str| {
+        late.armed.store(true, std::sync::atomic::Ordering::SeqCst);
+        let (status, _) = s.call("PATCH", &path, json!({"meta": {"labels": {"by": label}}})).await;
+        assert_eq!(status, 503);
+        s.call("GET", &path, Value::Null).await.1["meta"]["revision"].to_string()
+    };
+    overtake("x").await;
+    let (status, o) = s.call("PATCH", &path, json!({"spec": {"size": 2}})).await;
+    assert_eq!((status, &o["meta"]["labels"]["by"], &o["spec"]["size"]), (200, &json!("x"), &json!(2)));
+    let revision = overtake("y").await;
+    let (status, e) =
+        s.call_with("PATCH", &path, &[("if-match", &revision)], json!({"spec": {"size": 3}})).await;
+    assert_eq!((status, &e["raced"]), (409, &json!(false)), "the same request can never succeed: {e}");
+    let lost = axum::body::to_bytes(problem(&Error::raced("it")).into_body(), 1 << 16).await.expect("body");
+    let lost: Value = serde_json::from_slice(&lost).expect("json");
+    assert_eq!((&lost["raced"], &lost["status"]), (&json!(true), &json!(409)));
+}
+
+#[tokio::test]
 async fn naming_one_object_twice_is_naming_it() {
     let s = Server::new();
     s.project().await;
