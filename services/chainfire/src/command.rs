@@ -2,7 +2,7 @@
 
 use crate::{
     EtcdError, EtcdResult, Scope,
-    wire::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest},
+    wire::etcdserverpb::{AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest},
 };
 use bytes::Bytes;
 use prost::Message;
@@ -22,7 +22,7 @@ pub struct Command {
     #[prost(bool, tag = "2")]
     tenant: bool,
     /// What to do.
-    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
     pub op: Option<Op>,
 }
 
@@ -44,6 +44,8 @@ pub enum Op {
     LeaseRevoke(Revoke),
     #[prost(message, tag = "9")]
     Commit(Commit),
+    #[prost(message, tag = "10")]
+    Alarm(AlarmRequest),
 }
 
 /// Makes a lease.

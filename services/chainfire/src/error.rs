@@ -32,6 +32,14 @@ pub enum EtcdError {
     RequestTooLarge,
     #[error("etcdserver: too many requests")]
     TooManyRequests,
+    #[error("etcdserver: mvcc: database space exceeded")]
+    NoSpace,
+    #[error("etcdserver: corrupt cluster")]
+    Corrupt,
+    #[error("etcdserver: bad leader transferee")]
+    BadLeaderTransferee,
+    #[error("etcdserver: not leader")]
+    NotLeader,
     #[error("etcdserver: invalid sort option")]
     InvalidSortOption,
     #[error("etcdserver: permission denied")]
@@ -73,8 +81,12 @@ impl EtcdError {
                 Code::OutOfRange
             }
             EtcdError::LeaseNotFound => Code::NotFound,
-            EtcdError::LeaseExists | EtcdError::CheckFailed(_) => Code::FailedPrecondition,
-            EtcdError::TooManyRequests => Code::ResourceExhausted,
+            EtcdError::LeaseExists
+            | EtcdError::CheckFailed(_)
+            | EtcdError::BadLeaderTransferee
+            | EtcdError::NotLeader => Code::FailedPrecondition,
+            EtcdError::TooManyRequests | EtcdError::NoSpace => Code::ResourceExhausted,
+            EtcdError::Corrupt => Code::DataLoss,
             EtcdError::PermissionDenied => Code::PermissionDenied,
             EtcdError::NoIdentity => Code::Unauthenticated,
             EtcdError::Timeout | EtcdError::NoLeader | EtcdError::Stopped => Code::Unavailable,

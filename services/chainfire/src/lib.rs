@@ -3,7 +3,7 @@
 //! Rooms: [`model`] (etcd's semantics as a pure state machine over an ordered engine; `model::layout`
 //! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers),
 //! `lessor` (lease timers), `sweep` (removal of compacted history), `store` (the running service),
-//! `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
+//! [`snapshot`] (the file of a whole state), `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
 //! etcdctl 3.4 needs a listener with `lenient_authority` (`photon_serve::listen`).
 //!
 //! Port: 2379 (gRPC and HTTP on one). Data: `<data_dir>/log` (the raft log), `<data_dir>/state` (the engine).
@@ -26,6 +26,7 @@ mod machine;
 #[allow(missing_docs, reason = "internal; public items are for the rooms of this crate")]
 mod model;
 mod scope;
+pub mod snapshot;
 mod store;
 mod sweep;
 pub mod wire;

@@ -6,7 +6,7 @@ use crate::{
     command::Command,
     hub::Hub,
     lessor::Lessor,
-    model::{Answer, Batch, LeaseEffect, Reader, layout::*},
+    model::{Answer, Batch, LeaseEffect, Reader, Rules, layout::*},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use photon_kv::{
@@ -26,6 +26,8 @@ pub struct Published {
     pub revision: i64,
     /// Older revisions are gone.
     pub compacted: i64,
+    /// The rules in force.
+    pub rules: Arc<Rules>,
 }
 
 impl Published {
@@ -72,8 +74,8 @@ fn load(view: &dyn View) -> EtcdResult<State> {
     }
 }
 
-fn publish_of(engine: &dyn Engine, s: &State) -> Arc<Published> {
-    Arc::new(Published { view: engine.view(), revision: s.revision, compacted: s.compacted })
+fn publish_of(engine: &dyn Engine, s: &State, rules: Arc<Rules>) -> Arc<Published> {
+    Arc::new(Published { view: engine.view(), revision: s.revision, compacted: s.compacted, rules })
 }
 
 /// All leases of a state.
@@ -101,7 +103,8 @@ impl StateMachine {
             }
             state = load(&*engine.view())?;
         }
-        let published = publish_of(&*engine, &state);
+        let rules = Arc::new(Rules::load(&*engine.view())?);
+        let published = publish_of(&*engine, &state, rules);
         let lessor = Lessor::default();
         lessor.apply(&leases(&*published.view)?);
         let shared = Arc::new(Shared {
@@ -114,8 +117,8 @@ impl StateMachine {
         Ok((StateMachine { shared: shared.clone(), state }, shared))
     }
 
-    fn publish(&mut self, state: State) {
-        let next = publish_of(&*self.shared.engine, &state);
+    fn publish(&mut self, state: State, rules: Arc<Rules>) {
+        let next = publish_of(&*self.shared.engine, &state, rules);
         self.state = state;
         *self.shared.state.write().unwrap_or_else(PoisonError::into_inner) = next;
     }
@@ -126,8 +129,9 @@ impl Machine for StateMachine {
 
     fn apply(&mut self, commands: &[photon_raft::Command]) -> Result<Vec<Self::Reply>, MachineError> {
         let Some(last) = commands.last() else { return Ok(Vec::new()) };
-        let base = self.shared.published().view.clone();
-        let mut batch = Batch::new(base, self.state.revision, self.state.compacted);
+        let now = self.shared.published();
+        let mut batch =
+            Batch::new(now.view.clone(), self.state.revision, self.state.compacted, now.rules.clone());
         let mut replies = Vec::with_capacity(commands.len());
         for c in commands {
             let command = Command::from_bytes(c.data.clone()).map_err(fatal)?;
@@ -146,11 +150,12 @@ impl Machine for StateMachine {
         };
         let history = std::mem::take(&mut batch.history);
         let effects = std::mem::take(&mut batch.leases);
+        let rules = batch.rules.clone();
         let mut over = batch.into_overlay();
         over.put(META, STATE, state.encode_to_vec());
         self.shared.engine.write(over.into_batch()).map_err(fatal)?;
         let grown = revision > self.state.revision;
-        self.publish(state);
+        self.publish(state, rules);
         self.shared.lessor.apply(&effects);
         if grown {
             self.shared.hub.append(history, revision);
@@ -172,7 +177,7 @@ impl Machine for StateMachine {
         &self,
     ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError> {
         let view = self.shared.published().view.clone();
-        Ok((self.applied(), Box::new(Dump { view, space: 0, after: None, buffer: BytesMut::new() })))
+        Ok((self.applied(), Box::new(dump(view))))
     }
 
     fn restore(
@@ -192,7 +197,8 @@ impl Machine for StateMachine {
         }
         let state = fill(engine, at, chunks)?;
         let old = self.state.revision;
-        self.publish(state);
+        let rules = Arc::new(Rules::load(&*engine.view()).map_err(fatal)?);
+        self.publish(state, rules);
         let all = leases(&*shared.published().view).map_err(fatal)?;
         shared.lessor.replace(&all);
         shared.hub.jump(self.state.revision.max(old));
@@ -200,42 +206,68 @@ impl Machine for StateMachine {
     }
 }
 
+/// A record of a snapshot: space, key, value.
+pub(crate) type Record = (engine::Space, Bytes, Bytes);
+
 /// Writes the records of a snapshot, the state last.
+pub(crate) struct Fill<'a> {
+    engine: &'a dyn Engine,
+    batch: engine::Batch,
+    size: usize,
+    state: Option<State>,
+}
+
+impl<'a> Fill<'a> {
+    /// Into an empty engine.
+    pub fn new(engine: &'a dyn Engine) -> Fill<'a> {
+        Fill { engine, batch: engine::Batch::default(), size: 0, state: None }
+    }
+
+    /// Takes the next record.
+    pub fn add(&mut self, (space, key, value): Record) -> Result<(), MachineError> {
+        if space == META && key == STATE {
+            self.state = Some(State::decode(value).map_err(fatal)?);
+            return Ok(());
+        }
+        self.size += key.len() + value.len();
+        self.batch.put(space, key, value);
+        if self.size > CHUNK {
+            self.engine.write(std::mem::take(&mut self.batch)).map_err(fatal)?;
+            self.size = 0;
+        }
+        Ok(())
+    }
+
+    /// There are no more: makes all durable, and the state valid at a place of the log.
+    pub fn finish(self, at: Position) -> Result<State, MachineError> {
+        let mut state = self.state.ok_or_else(|| fatal("the snapshot ends before its state"))?;
+        self.engine.write(self.batch).and_then(|()| self.engine.persist()).map_err(fatal)?;
+        state.applied_index = at.index;
+        state.applied_term = at.term;
+        let mut last = engine::Batch::default();
+        last.put(META, STATE, state.encode_to_vec());
+        self.engine.write(last).and_then(|()| self.engine.persist()).map_err(fatal)?;
+        Ok(state)
+    }
+}
+
 fn fill(
     engine: &dyn Engine,
     at: Position,
     chunks: &mut dyn Iterator<Item = Result<Bytes, MachineError>>,
 ) -> Result<State, MachineError> {
     let mut buffer = BytesMut::new();
-    let mut batch = engine::Batch::default();
-    let mut size = 0;
-    let mut state = None;
+    let mut fill = Fill::new(engine);
     for chunk in chunks {
         buffer.extend_from_slice(&chunk?);
-        while let Some((space, key, value)) = take_record(&mut buffer)? {
-            if space == META && key == STATE {
-                state = Some(State::decode(value).map_err(fatal)?);
-                continue;
-            }
-            size += key.len() + value.len();
-            batch.put(space, key, value);
-            if size > CHUNK {
-                engine.write(std::mem::take(&mut batch)).map_err(fatal)?;
-                size = 0;
-            }
+        while let Some(record) = take_record(&mut buffer)? {
+            fill.add(record)?;
         }
     }
-    let mut state = state.ok_or_else(|| fatal("the snapshot ends before its state"))?;
     if !buffer.is_empty() {
         return Err(fatal("the snapshot ends within a record"));
     }
-    engine.write(batch).and_then(|()| engine.persist()).map_err(fatal)?;
-    state.applied_index = at.index;
-    state.applied_term = at.term;
-    let mut last = engine::Batch::default();
-    last.put(META, STATE, state.encode_to_vec());
-    engine.write(last).and_then(|()| engine.persist()).map_err(fatal)?;
-    Ok(state)
+    fill.finish(at)
 }
 
 /// Most bytes of a chunk.
@@ -245,7 +277,7 @@ const CHUNK: usize = 1 << 20;
 const MAX_FIELD: usize = 16 << 20;
 
 /// Takes a whole record off the front: space, length and bytes of the key, and of the value.
-fn take_record(b: &mut BytesMut) -> Result<Option<(engine::Space, Bytes, Bytes)>, MachineError> {
+pub(crate) fn take_record(b: &mut BytesMut) -> Result<Option<Record>, MachineError> {
     if b.len() < 9 {
         return Ok(None);
     }
@@ -263,6 +295,10 @@ fn take_record(b: &mut BytesMut) -> Result<Option<(engine::Space, Bytes, Bytes)>
 }
 
 /// All records of a view, cut into chunks.
+pub(crate) fn dump(view: Arc<dyn View>) -> impl Iterator<Item = Result<Bytes, MachineError>> + Send {
+    Dump { view, space: 0, after: None, buffer: BytesMut::new() }
+}
+
 struct Dump {
     view: Arc<dyn View>,
     space: usize,

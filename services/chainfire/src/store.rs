@@ -7,8 +7,8 @@ use crate::{
     machine::{Published, Shared, StateMachine},
     model::{Answer, apply::attached, apply::read_only_txn, check, layout::SPACES},
     wire::etcdserverpb::{
-        CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RangeRequest,
-        RangeResponse, TxnRequest, TxnResponse,
+        AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
+        PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, alarm_request::AlarmAction,
     },
 };
 use bytes::Bytes;
@@ -286,6 +286,17 @@ impl ChainFire {
             .await?;
         }
         Ok(done)
+    }
+
+    /// Raises, lowers or lists alarms. Only operators may change them.
+    pub(crate) async fn alarm(&self, scope: Scope, r: AlarmRequest) -> EtcdResult<Vec<AlarmMember>> {
+        if r.action == AlarmAction::Get as i32 {
+            return Ok(self.linearizable().await?.rules.alarms(r.alarm));
+        }
+        match self.propose(scope, Op::Alarm(r)).await? {
+            Answer::Alarms(a) => Ok(a),
+            _ => Err(mismatch()),
+        }
     }
 
     /// A command of which only the revision after it is told.

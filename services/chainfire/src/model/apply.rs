@@ -1,13 +1,14 @@
 //! Applying commands: each one to a [`Batch`] of writes that see one another, at one revision each.
 
-use super::{check, layout::*, read::Reader};
+use super::{check, layout::*, read::Reader, rules::Rules};
 use crate::{
     EtcdError, EtcdResult, Scope, Span,
     command::{Check, Command, Commit, Grant, Op, Revoke},
     wire::{
         etcdserverpb::{
-            CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RequestOp,
-            ResponseHeader, ResponseOp, TxnRequest, TxnResponse, request_op::Request, response_op::Response,
+            AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse,
+            PutRequest, PutResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+            request_op::Request, response_op::Response,
         },
         mvccpb::KeyValue,
     },
@@ -61,6 +62,7 @@ pub enum Answer {
         revision: i64,
         ttl: i64,
     },
+    Alarms(Vec<AlarmMember>),
 }
 
 /// What the lease timers must learn of.
@@ -81,6 +83,8 @@ pub struct Batch {
     pub history: Vec<Changes>,
     /// What the lease timers will learn.
     pub leases: Vec<LeaseEffect>,
+    /// The rules in force.
+    pub rules: Arc<Rules>,
 }
 
 fn header(revision: i64) -> Option<ResponseHeader> {
@@ -89,8 +93,9 @@ fn header(revision: i64) -> Option<ResponseHeader> {
 
 impl Batch {
     /// On top of a state.
-    pub fn new(base: Arc<dyn View>, revision: i64, compacted: i64) -> Batch {
-        Batch { over: Overlay::new(base), revision, compacted, history: Vec::new(), leases: Vec::new() }
+    pub fn new(base: Arc<dyn View>, revision: i64, compacted: i64, rules: Arc<Rules>) -> Batch {
+        let (history, leases) = (Vec::new(), Vec::new());
+        Batch { over: Overlay::new(base), revision, compacted, history, leases, rules }
     }
 
     /// Revision and compaction watermark after what was applied so far.
@@ -107,6 +112,7 @@ impl Batch {
     /// cannot be read.
     pub fn apply(&mut self, command: &Command) -> EtcdResult<Answer> {
         let scope = command.scope();
+        command.op.as_ref().map_or(Ok(()), |op| self.rules.permit(op))?;
         match &command.op {
             Some(Op::Put(r)) => {
                 check::put(scope, r)?;
@@ -125,6 +131,7 @@ impl Batch {
             Some(Op::LeaseGrant(r)) => self.grant(scope, r),
             Some(Op::LeaseRevoke(r)) => self.revoke(scope, r),
             Some(Op::Commit(r)) => self.commit(r),
+            Some(Op::Alarm(r)) => self.alarm(scope, r),
             None => Err(EtcdError::Unsupported("an empty command".into())),
         }
     }
@@ -266,6 +273,17 @@ impl Batch {
         self.over.remove(LEASE, lease_key(r.id));
         self.leases.push(LeaseEffect::Revoked { id: r.id });
         Ok(Answer::Revision(self.revision))
+    }
+
+    fn alarm(&mut self, scope: Scope, r: &AlarmRequest) -> EtcdResult<Answer> {
+        if scope != Scope::Operator {
+            return Err(EtcdError::PermissionDenied);
+        }
+        let (alarms, changed) = Arc::make_mut(&mut self.rules).alarm(r)?;
+        if changed {
+            self.over.put(META, RULES, self.rules.encode_to_vec());
+        }
+        Ok(Answer::Alarms(alarms))
     }
 
     fn commit(&mut self, r: &Commit) -> EtcdResult<Answer> {
@@ -467,5 +485,5 @@ pub fn read_only_txn(
     scope: Scope,
     r: &TxnRequest,
 ) -> EtcdResult<TxnResponse> {
-    Batch::new(view, revision, compacted).txn(scope, r)
+    Batch::new(view, revision, compacted, Arc::default()).txn(scope, r)
 }

@@ -6,7 +6,7 @@
 //! | `data`   | escaped key, revision ↓, sub ↓          | that version, or nothing for a deletion |
 //! | `events` | revision ↑, sub ↑                       | key                                     |
 //! | `lease`  | `l` id; `a` id key                      | [`LeaseRecord`]; nothing (attached)     |
-//! | `meta`   | `state`, `swept`                        | [`State`]; revision                     |
+//! | `meta`   | `state`, `swept`, `rules`               | [`State`]; revision; [`super::Rules`]   |
 //!
 //! Numbers are big-endian; ↓ means inverted, so that the newest comes first. A key is escaped as
 //! `00 → 00 ff` and ends in `00 01`, so that versions sort by key first and no key is a prefix of another.
@@ -28,6 +28,9 @@ pub const META: Space = Space(4);
 pub const STATE: &[u8] = b"state";
 /// Key in `meta` of the compaction revision up to which dead versions have been removed.
 pub const SWEPT: &[u8] = b"swept";
+
+/// Key in `meta` of the rules in force ([`super::Rules`]).
+pub const RULES: &[u8] = b"rules";
 
 /// Longest key that clients may use: escaped to twice its length it still fits the engine.
 pub const MAX_KEY: usize = 32_000;

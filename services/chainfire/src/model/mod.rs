@@ -3,10 +3,13 @@
 
 pub mod apply;
 pub mod check;
+pub mod hash;
 pub mod layout;
 pub mod read;
+pub mod rules;
 #[cfg(test)]
 mod tests;
 
 pub use apply::{Answer, Batch, Change, Changes, LeaseEffect};
 pub use read::Reader;
+pub use rules::Rules;

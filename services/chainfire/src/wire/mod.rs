@@ -5,6 +5,7 @@ mod grpc;
 mod http;
 mod kv;
 mod lease;
+mod maintenance;
 mod misc;
 mod watch;
 

@@ -9,5 +9,6 @@ mod harness;
 mod hostile;
 mod kill;
 mod kv;
+mod maintenance;
 mod tenant;
 mod watch;
