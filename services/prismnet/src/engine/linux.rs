@@ -1,39 +1,33 @@
-//! The data plane of a Linux host where we are root, by `ip` and `nft`.
+//! The data plane of a Linux host where we are root, by the script `linux.sh`: `ip` and `nft`.
 //!
-//! rtnetlink was weighed: 31 crates and 37 CPU-seconds for what a few batch files do; the real data
+//! rtnetlink was weighed: 31 crates and 37 CPU-seconds to save processes of 2–4 ms each; the real data
 //! plane will bring its own encoder.
 //!
 //! The kernel's own state is the only record: what exists is asked before every step, so that a crash
 //! between any two steps is healed by the next call. Names are derived: namespace
 //! `photon-<instance>-<8 hex>`, host end of the veth pair `ph<instance><8 hex>`, TAP `t<10 hex>`.
 
-use super::{
-    DataPlane, Found, NetworkPlan, PortPlan, rules, tools,
-    tools::{Link, drop_link, has, ip, links, nft, set, sysctl},
-};
+use super::{DataPlane, Found, NetworkPlan, PortPlan};
 use async_trait::async_trait;
-use photon_base::{Error, Result, Uid};
-use photon_rt::{process::run, task::blocking};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-};
+use photon_base::{Result, Uid};
+use photon_rt::{process::run, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf};
 use tokio::sync::Mutex;
 
 /// The bridge inside every namespace; DHCP and DNS servers bind to it.
 pub const BRIDGE: &str = "br0";
-/// The namespace's end of the veth pair.
-pub(super) const UPLINK: &str = "up0";
-const RUN: &str = "/run/netns";
-/// /31 pairs (RFC 3021) in 100.64.0.0/10.
-const PAIRS: u32 = 1 << 21;
+/// How long one verb of the script may take.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Links to networks that a host can number.
+const LINKS: u128 = 1 << 21;
+/// Numbers tried for a link. Beside a thousand links, one number in two thousand is taken.
+const TRIES: u32 = 8;
 
 /// Networks as namespaces, bridges and TAP devices.
 #[derive(Debug)]
 pub struct LinuxPlane {
     instance: String,
-    /// `ip netns` is not safe against itself, and a free link address is looked for and then taken.
+    /// `ip netns` is not safe against itself, and what a script has asked must stay so while it runs.
     turn: Mutex<()>,
 }
 
@@ -45,125 +39,31 @@ impl LinuxPlane {
     }
 
     fn name(&self, network: Uid) -> String {
-        format!("{}{}", self.prefix(), network.short(8))
+        format!("photon-{}-{}", self.instance, network.short(8))
     }
 
-    fn prefix(&self) -> String {
-        format!("photon-{}-", self.instance)
-    }
-
-    fn veth(&self, network: Uid) -> String {
-        format!("ph{}{}", self.instance, network.short(8))
-    }
-
-    /// The namespace, made anew when what is there is not one (a crash inside `ip netns add`).
-    async fn ensure_netns(&self, name: &str) -> Result<()> {
-        let path = Path::new(RUN).join(name);
-        if path.exists() {
-            let probe = path.clone();
-            if blocking(move || photon_rt::net::in_netns(&probe, || Ok(()))).await.is_ok() {
-                return Ok(());
-            }
-            self.drop_netns(name).await?;
-        }
-        run("ip", &["netns", "add", name], None, tools::LIMIT).await.map(drop)
-    }
-
-    async fn drop_netns(&self, name: &str) -> Result<()> {
-        let path = Path::new(RUN).join(name);
-        if path.exists()
-            && run("ip", &["netns", "del", name], None, tools::LIMIT).await.is_err()
-            && path.exists()
-        {
-            photon_rt::fs::remove_file(&path)
-                .map_err(|e| Error::internal(format!("cannot remove {}", path.display())).why(e))?;
-        }
-        Ok(())
-    }
-
-    /// The lower address of the network's link: what the device has, else a free one near the derived.
-    fn link_address(host: &[Link], veth: &str, network: Uid) -> Result<Ipv4Addr> {
-        let base = Ipv4Addr::new(100, 64, 0, 0).to_bits();
-        let pair = |a: u32| (a.wrapping_sub(base) < 2 * PAIRS).then(|| (a - base) / 2);
-        let mut taken = BTreeSet::new();
-        for link in host {
-            for a in &link.addr_info {
-                let Some(std::net::IpAddr::V4(ip)) = a.local else { continue };
-                let Some(index) = pair(ip.to_bits()) else { continue };
-                if link.ifname == veth && a.prefixlen == 31 {
-                    return Ok(Ipv4Addr::from_bits(base + 2 * index));
-                }
-                taken.insert(index);
-            }
-        }
-        let start = (network.derive("link").0 % u128::from(PAIRS)) as u32;
-        (0..PAIRS)
-            .map(|n| (start + n) % PAIRS)
-            .find(|i| !taken.contains(i))
-            .map(|i| Ipv4Addr::from_bits(base + 2 * i))
-            .ok_or_else(|| Error::new(photon_base::Code::Exhausted, "no address is left to link a network"))
-    }
-
-    async fn ensure_uplink(&self, plan: &NetworkPlan, name: &str, inside: &[Link]) -> Result<()> {
-        let veth = self.veth(plan.id);
-        let host = links(None).await?;
-        let whole = has(&host, &veth) && has(inside, UPLINK);
-        if !plan.nat || !whole {
-            drop_link(None, &veth).await?;
-        }
-        if !plan.nat {
-            return Ok(());
-        }
-        let lower = Self::link_address(&host, &veth, plan.id)?;
-        let upper = Ipv4Addr::from_bits(lower.to_bits() + 1);
-        if !whole {
-            ip(None, &format!("link add {veth} type veth peer name {UPLINK} netns {name}\n")).await?;
-        }
-        // The filter stands before the link does.
-        nft(None, &rules::host()).await?;
-        sysctl(
-            None,
-            vec![
-                set("net.ipv4.ip_forward", "1"),
-                set(format!("net.ipv6.conf.{veth}.disable_ipv6"), "1"),
-                set(format!("net.ipv4.conf.{veth}.forwarding"), "1"),
-            ],
-        )
-        .await?;
-        ip(None, &format!("addr replace {lower}/31 dev {veth}\nlink set {veth} up\n")).await?;
-        let script = format!(
-            "addr replace {upper}/31 dev {UPLINK}\nlink set {UPLINK} up\nroute replace default via {lower}\n"
-        );
-        ip(Some(name), &script).await
-    }
-
-    /// The host's filter goes with the last link, also of another instance's networks.
-    async fn drop_host_rules(&self) -> Result<()> {
-        if links(None).await?.iter().all(|l| !l.ifname.starts_with("ph")) {
-            nft(None, "add table inet photon\ndelete table inet photon\n").await?;
-        }
-        Ok(())
+    /// Runs a verb of the script and returns what it says.
+    async fn run(&self, verb: &[&str]) -> Result<String> {
+        let _turn = self.turn.lock().await;
+        let out = run("sh", &[&["-es"], verb].concat(), Some(include_bytes!("linux.sh")), LIMIT).await?;
+        Ok(String::from_utf8_lossy(&out).into_owned())
     }
 
     async fn drop_network(&self, name: &str) -> Result<()> {
-        // The veth pair is named first: devices of a namespace vanish some time after its end.
-        let veth = name.replacen("photon-", "ph", 1).replace('-', "");
-        drop_link(None, &veth).await?;
-        self.drop_netns(name).await?;
-        self.drop_host_rules().await
+        self.run(&["no_network", name, &veth(name)]).await.map(drop)
     }
+}
 
-    async fn drop_port(&self, name: &str, tap: &str) -> Result<()> {
-        drop_link(Some(name), tap).await?;
-        let table = "add table bridge photon\nadd map bridge photon ports { type ifname : verdict; }\n";
-        nft(Some(name), &format!("{table}{}", rules::no_port(tap))).await
-    }
+fn veth(name: &str) -> String {
+    name.replacen("photon-", "ph", 1).replace('-', "")
+}
 
-    fn namespaces(&self) -> Vec<String> {
-        let Ok(entries) = photon_rt::fs::read_dir(RUN) else { return Vec::new() };
-        let names = entries.flatten().filter_map(|e| e.file_name().into_string().ok());
-        names.filter(|n| n.starts_with(&self.prefix())).collect()
-    }
+fn tap(port: Uid) -> String {
+    format!("t{}", port.short(10))
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
 }
 
 #[async_trait]
@@ -173,102 +73,58 @@ impl DataPlane for LinuxPlane {
     }
 
     fn netns(&self, network: Uid) -> Option<PathBuf> {
-        Some(Path::new(RUN).join(self.name(network)))
+        Some(PathBuf::from("/run/netns").join(self.name(network)))
     }
 
     fn tap(&self, port: Uid) -> Option<String> {
-        Some(format!("t{}", port.short(10)))
+        Some(tap(port))
     }
 
     async fn ensure_network(&self, plan: &NetworkPlan) -> Result<()> {
         plan.check()?;
-        let _turn = self.turn.lock().await;
         let name = self.name(plan.id);
-        self.ensure_netns(&name).await?;
-        sysctl(
-            self.netns(plan.id),
-            vec![
-                set("net.ipv4.ip_forward", "1"),
-                set("net.ipv6.conf.all.disable_ipv6", "1"),
-                set("net.ipv6.conf.default.disable_ipv6", "1"),
-                // Bridged frames are filtered by the bridge's own rules only.
-                set("net.bridge.bridge-nf-call-iptables", "0"),
-                set("net.bridge.bridge-nf-call-ip6tables", "0"),
-                set("net.bridge.bridge-nf-call-arptables", "0"),
-            ],
-        )
-        .await?;
-        nft(Some(&name), &rules::network(plan)).await?;
-        let inside = links(Some(&name)).await?;
-        let mut script = String::from("link set lo up\n");
-        if !has(&inside, BRIDGE) {
-            script +=
-                &format!("link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n");
-        }
         let b = plan.id.derive("gateway").0.to_be_bytes();
-        let mac = rules::mac_text([2, b[0], b[1], b[2], b[3], b[4]]);
-        script += &format!(
-            "link set {BRIDGE} address {mac} mtu {mtu}\naddr replace {gw}/{len} dev {BRIDGE}\nlink set {BRIDGE} up\n",
-            mtu = plan.mtu,
-            gw = plan.gateway,
-            len = plan.prefix
-        );
-        ip(Some(&name), &script).await?;
-        self.ensure_uplink(plan, &name, &inside).await
+        let mac = mac_text([2, b[0], b[1], b[2], b[3], b[4]]);
+        let prefix = [plan.gateway.to_string(), plan.prefix.to_string(), plan.base().to_string()];
+        let rest = [plan.mtu.to_string(), mac, plan.nat.to_string()];
+        let numbers = (0..TRIES).map(|n| (plan.id.derive(&format!("link{n}")).0 % LINKS).to_string());
+        let args = [veth(&name)].into_iter().chain(prefix).chain(rest).chain(numbers).collect::<Vec<_>>();
+        let verb: Vec<&str> = ["network", &name].into_iter().chain(args.iter().map(String::as_str)).collect();
+        self.run(&verb).await.map(drop)
     }
 
     async fn ensure_port(&self, plan: &PortPlan) -> Result<()> {
-        let _turn = self.turn.lock().await;
-        let name = self.name(plan.network);
-        let tap = format!("t{}", plan.id.short(10));
-        nft(Some(&name), &rules::port(&tap, plan)).await?;
-        let mut script = String::new();
-        if !has(&links(Some(&name)).await?, &tap) {
-            script += &format!("tuntap add {tap} mode tap vnet_hdr\n");
-        }
-        script += &format!("link set {tap} mtu {} master {BRIDGE}\nlink set {tap} up\n", plan.mtu);
-        ip(Some(&name), &script).await
+        let (address, mtu) = (plan.address.to_string(), plan.mtu.to_string());
+        let (name, mac) = (self.name(plan.network), mac_text(plan.mac));
+        self.run(&["port", &name, &tap(plan.id), &mac, &address, &mtu]).await.map(drop)
     }
 
     async fn remove_port(&self, network: Uid, port: Uid) -> Result<()> {
-        let _turn = self.turn.lock().await;
-        let name = self.name(network);
-        if !Path::new(RUN).join(&name).exists() {
-            return Ok(());
-        }
-        self.drop_port(&name, &format!("t{}", port.short(10))).await
+        self.run(&["no_port", &self.name(network), &tap(port)]).await.map(drop)
     }
 
     async fn remove_network(&self, network: Uid) -> Result<()> {
-        let _turn = self.turn.lock().await;
         self.drop_network(&self.name(network)).await
     }
 
     async fn list(&self) -> Result<Found> {
-        let mut found = Found::new();
-        for name in self.namespaces() {
-            // Half a namespace has no devices, and is listed to be removed.
-            let inside = links(Some(&name)).await.unwrap_or_default();
-            let taps = inside.into_iter().map(|l| l.ifname).filter(|n| n.starts_with('t')).collect();
-            found.insert(name, taps);
-        }
-        Ok(found)
+        let text = self.run(&["list", &format!("photon-{}-", self.instance)]).await?;
+        let line = |l: &str| {
+            let mut words = l.split_whitespace().map(String::from);
+            Some((words.next()?, words.collect()))
+        };
+        Ok(text.lines().filter_map(line).collect())
     }
 
     async fn sweep(&self, keep: &BTreeMap<Uid, Vec<Uid>>) -> Result<()> {
-        let keep: BTreeMap<String, Vec<String>> = keep
-            .iter()
-            .map(|(n, ports)| (self.name(*n), ports.iter().filter_map(|p| self.tap(*p)).collect()))
-            .collect();
+        let keep: BTreeMap<String, &Vec<Uid>> = keep.iter().map(|(n, p)| (self.name(*n), p)).collect();
         for (name, taps) in self.list().await? {
-            let _turn = self.turn.lock().await;
-            match keep.get(&name) {
-                None => self.drop_network(&name).await?,
-                Some(kept) => {
-                    for tap in taps.iter().filter(|t| !kept.contains(t)) {
-                        self.drop_port(&name, tap).await?;
-                    }
-                }
+            let Some(ports) = keep.get(&name) else {
+                self.drop_network(&name).await?;
+                continue;
+            };
+            for gone in taps.iter().filter(|t| ports.iter().all(|p| tap(*p) != **t)) {
+                self.run(&["no_port", &name, gone]).await?;
             }
         }
         Ok(())

@@ -11,8 +11,6 @@
 //! the host or another network.
 
 mod linux;
-mod rules;
-mod tools;
 mod user;
 
 pub use linux::{BRIDGE, LinuxPlane};

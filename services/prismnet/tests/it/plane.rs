@@ -356,3 +356,23 @@ async fn ensuring_twice_changes_nothing_and_heals_every_crash() {
     plane.remove_network(Uid(1)).await.expect("removed");
     assert_clean(&plane, &before).await;
 }
+
+#[tokio::test]
+async fn a_link_number_that_is_taken_is_passed_over() {
+    let _turn = TURN.lock().await;
+    let plane = plane();
+    let before = host(&plane).await;
+    let first = Uid(1).derive("link0").0 % (1 << 21) + (1 << 24);
+    tool("ip", &["link", "add", "stranger0", "index", &first.to_string(), "type", "bridge"]).await;
+    for _ in 0..2 {
+        plane.ensure_network(&network(1)).await.expect("network");
+    }
+    let ns = name(&plane, 1);
+    let index = tool("ip", &["-o", "link", "show", &format!("ph{}", ns[7..].replace('-', ""))]).await;
+    tool("ip", &["link", "del", "stranger0"]).await;
+    let second = Uid(1).derive("link1").0 % (1 << 21) + (1 << 24);
+    assert!(index.starts_with(&format!("{second}:")), "{index}");
+    assert!(plane.ensure_port(&port(10, 2, 5)).await.is_err(), "a port of a network that is not there");
+    plane.remove_network(Uid(1)).await.expect("removed");
+    assert_clean(&plane, &before).await;
+}
