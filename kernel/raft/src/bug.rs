@@ -28,6 +28,10 @@ pub(crate) enum Bug {
     StaleRead,
     /// A snapshot's state is installed under the position of the state before.
     RestoreWithoutPosition,
+    /// The state machine moves past a change of the members that is not durable.
+    MembersNotPersisted,
+    /// Several members change at once without a joint state.
+    NoJointState,
     /// The message encoding loses the mark of a refusal.
     CodecLosesReject,
     /// The message encoding loses the context that a read's quorum round carries.

@@ -1,7 +1,7 @@
 //! The handle to a group.
 
 use crate::{
-    GroupId, Machine, NodeId, ProposeError, codec,
+    Change, GroupId, Machine, Members, NodeId, ProposeError, codec,
     core::{GroupStatus, Input},
     store::{Ask, Inner},
 };
@@ -19,6 +19,7 @@ use tokio::sync::{oneshot, watch};
 pub(crate) trait Member: Send + Sync {
     fn failed(&self, number: u64, error: ProposeError);
     fn status(&self, status: GroupStatus);
+    fn members(&self, members: Members);
     fn stopped(&self, why: &str);
 }
 
@@ -43,6 +44,7 @@ pub(crate) struct Shared<M: Machine> {
     inflight: AtomicUsize,
     inflight_limit: usize,
     status: watch::Sender<GroupStatus>,
+    members: watch::Sender<Members>,
 }
 
 impl<M: Machine> Shared<M> {
@@ -55,6 +57,7 @@ impl<M: Machine> Shared<M> {
             inflight: AtomicUsize::new(0),
             inflight_limit,
             status: watch::Sender::new(GroupStatus::default()),
+            members: watch::Sender::new(Members::default()),
         }
     }
 
@@ -103,6 +106,10 @@ impl<M: Machine> Shared<M> {
             Some(Waiter::Read(to)) => drop(to.send(Err(error))),
             None => {}
         }
+    }
+
+    pub(crate) fn set_members(&self, members: Members) {
+        self.members.send_replace(members);
     }
 
     pub(crate) fn set_status(&self, status: GroupStatus) {
@@ -183,6 +190,27 @@ impl<M: Machine> Group<M> {
     /// Changes of [`Group::status`].
     pub fn watch_status(&self) -> watch::Receiver<GroupStatus> {
         self.shared.status.subscribe()
+    }
+
+    /// Changes the members, all of `changes` at once, if this node leads and no other change is under
+    /// way. Returns when the change is in force here; a joint state that it passes through is left soon
+    /// after by itself.
+    pub async fn change(&self, changes: Vec<Change>) -> Result<(), ProposeError> {
+        let s = &*self.shared;
+        let (to, answer) = oneshot::channel();
+        let proposal = s.wait(Waiter::Read(to))?;
+        s.send(proposal, Input::Change { group: s.id, proposal, changes });
+        answer.await.unwrap_or_else(|_| Err(ProposeError::Stopped(s.inner.reason())))
+    }
+
+    /// The members as of the last change in force here.
+    pub fn members(&self) -> Members {
+        self.shared.members.borrow().clone()
+    }
+
+    /// Changes of [`Group::members`].
+    pub fn watch_members(&self) -> watch::Receiver<Members> {
+        self.shared.members.subscribe()
     }
 
     /// Asks this node, if it leads, to hand leadership to `to`.

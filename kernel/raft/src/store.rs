@@ -5,7 +5,7 @@
 //! come meanwhile as its next turn. An idle store of single-member groups sleeps without a timer.
 
 use crate::{
-    GroupId, Machine, NodeId, Position, ProposeError, StoreError,
+    GroupId, Machine, Members, NodeId, Position, ProposeError, StoreError,
     applier::Applier,
     bug::Bugs,
     codec,
@@ -239,7 +239,7 @@ impl Store {
     }
 
     /// Starts a group. If the log does not know it, it is created with `members` (this node must be
-    /// one); otherwise it goes on with the members it has, and `machine` must hold a state that the
+    /// one; with none at all the group waits here until its leader makes this node a member); otherwise it goes on with the members it has, and `machine` must hold a state that the
     /// log can continue. A group of one leads when this returns.
     pub async fn create_group<M: Machine>(
         &self,
@@ -400,6 +400,11 @@ fn route(inner: &Inner, transport: &mut impl Transport, output: Output) {
                 member.status(status);
             }
         }
+        Output::Members { group, members } => {
+            if let Some(member) = inner.member(group) {
+                member.members(members);
+            }
+        }
         job => {
             let _ = inner.jobs.push(Job::Do(job));
         }
@@ -460,7 +465,9 @@ fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, outpu
             let Some(m) = machines.get(&group) else { return };
             (group, m.snapshot().map(|(position, data)| Input::Snapshot { group, position, data }))
         }
-        Output::Send { .. } | Output::Failed { .. } | Output::Status { .. } => return,
+        Output::Send { .. } | Output::Failed { .. } | Output::Members { .. } | Output::Status { .. } => {
+            return;
+        }
     };
     let input = match done {
         Ok(input) => input,
@@ -488,6 +495,10 @@ impl<M: Machine> Member for Shared<M> {
 
     fn status(&self, status: GroupStatus) {
         self.set_status(status);
+    }
+
+    fn members(&self, members: Members) {
+        self.set_members(members);
     }
 
     fn stopped(&self, why: &str) {

@@ -40,6 +40,12 @@ pub enum ProposeError {
         /// The limit.
         limit: usize,
     },
+    /// Not done: these members cannot be.
+    #[error("the members cannot be changed so: {0}")]
+    Refused(String),
+    /// Not done: another change of the members is under way.
+    #[error("another change of the members is under way")]
+    Changing,
     /// It may have been done or not, or may still be.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),

@@ -4,26 +4,42 @@ use super::{CodecError, MAX_CONTEXT_BYTES, MAX_ENTRY_BYTES, MAX_MEMBERS, Reader,
 use bytes::Bytes;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
 
-/// Body of an entry, that is, all but its index and term. Configuration changes are refused: their
-/// payload would be protobuf (docs/decisions/0002-raft.md).
+const NORMAL: u8 = 0;
+const CHANGE: u8 = 1;
+
+/// Body of an entry, that is, all but its index and term. A change of the members is its context, in our
+/// own encoding (`members.rs`); what the `raft` crate adds as data is protobuf and goes nowhere.
 pub fn encode_entry_body(out: &mut Vec<u8>, e: &Entry) -> Result<(), CodecError> {
-    if e.get_entry_type() != EntryType::EntryNormal {
-        return Err(CodecError::Invalid("entry type"));
-    }
     if e.data.len() > MAX_ENTRY_BYTES || e.context.len() > MAX_CONTEXT_BYTES {
         return Err(CodecError::Limit("entry"));
     }
-    out.push(0);
-    put_bytes(out, &e.context);
-    put_bytes(out, &e.data);
+    match e.get_entry_type() {
+        EntryType::EntryNormal => {
+            out.push(NORMAL);
+            put_bytes(out, &e.context);
+            put_bytes(out, &e.data);
+        }
+        EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+            out.push(CHANGE);
+            put_bytes(out, &e.context);
+        }
+    }
     Ok(())
 }
 
 pub(super) fn read_entry(r: &mut Reader, index: u64, term: u64) -> Result<Entry, CodecError> {
-    if r.u8()? != 0 {
-        return Err(CodecError::Invalid("entry type"));
-    }
+    let kind = r.u8()?;
     let context = r.bytes(MAX_CONTEXT_BYTES, "entry context")?;
+    match kind {
+        NORMAL => {}
+        CHANGE => {
+            crate::members::decode(context.clone())?;
+            let mut e = Entry { index, term, context, ..Entry::default() };
+            e.set_entry_type(EntryType::EntryConfChangeV2);
+            return Ok(e);
+        }
+        _ => return Err(CodecError::Invalid("entry type")),
+    }
     let data = r.bytes(MAX_ENTRY_BYTES, "entry data")?;
     Ok(Entry { index, term, context, data, ..Entry::default() })
 }

@@ -6,7 +6,7 @@ use super::{
     storage::{GroupStorage, SharedLog, SnapshotSlot},
 };
 use crate::{
-    Command, GroupId, NodeId, Position, ProposeError, StoreError,
+    Command, GroupId, Members, NodeId, Position, ProposeError, StoreError,
     bug::{Bug, Bugs},
     codec,
     log::Log,
@@ -14,7 +14,7 @@ use crate::{
 use bytes::Bytes;
 use raft::{
     Config, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole,
-    eraftpb::{Entry, Message, MessageType},
+    eraftpb::{Entry, EntryType, Message, MessageType},
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -25,10 +25,10 @@ use std::{
 const COMMAND: &[u8] = b"c";
 
 /// A proposal in the log, waiting to be committed.
-struct Waiting {
-    at: Position,
-    proposal: u64,
-    since: u64,
+pub(super) struct Waiting {
+    pub(super) at: Position,
+    pub(super) proposal: u64,
+    pub(super) since: u64,
 }
 
 /// Reads that share one quorum round.
@@ -40,14 +40,15 @@ struct Reads {
 }
 
 pub(super) struct Group {
-    id: GroupId,
-    me: u64,
+    pub(super) id: GroupId,
+    pub(super) me: u64,
     pub(super) raft: RawNode<GroupStorage>,
     /// Proposed in this turn.
     queued: Vec<(u64, Bytes)>,
-    waiting: VecDeque<Waiting>,
+    pub(super) waiting: VecDeque<Waiting>,
     reads: VecDeque<Reads>,
-    reads_ready: VecDeque<(u64, Vec<u64>)>,
+    /// Done as soon as all up to an index is handed over.
+    pub(super) reads_ready: VecDeque<(u64, Vec<u64>)>,
     next_read: u64,
     incarnation: u64,
     /// Last index given to the state machine, last index it reported, bytes between.
@@ -63,6 +64,9 @@ pub(super) struct Group {
     /// Peers to whom a snapshot is under way, since when.
     snapshots_sent: BTreeMap<u64, u64>,
     told: GroupStatus,
+    pub(super) members: Members,
+    /// Entry that made them so.
+    pub(super) members_index: u64,
 }
 
 impl Group {
@@ -76,6 +80,7 @@ impl Group {
         let log = shared.lock();
         let (start, last) = (log.start(id)?, log.last_index(id)?);
         let (_, conf) = log.state(id)?;
+        let members_index = log.members_index(id)?;
         let mut from = machine;
         if machine.index < log.floor(id)? {
             if !snapshot::exists(&**log.disk(), id, start) {
@@ -103,7 +108,6 @@ impl Group {
             snapshot::discard(&**log.disk(), id, u64::MAX);
         }
         drop(log);
-        let single = conf.voters == [config.node.0] && conf.voters_outgoing.is_empty();
         let raft_config = Config {
             id: config.node.0,
             election_tick: config.election_ticks,
@@ -130,11 +134,8 @@ impl Group {
         };
         // The crate logs every message at levels we have no use for; what matters we trace ourselves.
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let mut raft = RawNode::new(&raft_config, storage, &logger)?;
-        if single {
-            raft.campaign()?;
-        }
-        Ok(Group {
+        let raft = RawNode::new(&raft_config, storage, &logger)?;
+        let mut group = Group {
             id,
             me: config.node.0,
             raft,
@@ -154,7 +155,12 @@ impl Group {
             snapshot_asked: false,
             snapshots_sent: BTreeMap::new(),
             told: GroupStatus::default(),
-        })
+            members: Members::of(&conf),
+            members_index,
+        };
+        group.tell_members(out);
+        group.lead_if_single()?;
+        Ok(group)
     }
 
     /// Asks for a checkpoint, also in order to free old segments that only this group still needs.
@@ -165,8 +171,23 @@ impl Group {
         }
     }
 
+    /// The only voter need not wait to be elected. (It still waits until its machine has seen the last
+    /// change of the members.)
+    fn lead_if_single(&mut self) -> Result<(), StoreError> {
+        let r = &self.raft.raft;
+        if r.prs().is_singleton() && r.promotable() && r.state != StateRole::Leader {
+            self.raft.campaign()?;
+        }
+        Ok(())
+    }
+
+    /// True when nobody else is to be heard or told.
     fn alone(&self) -> bool {
-        self.raft.raft.prs().is_singleton() && self.raft.raft.promotable()
+        let r = &self.raft.raft;
+        r.state == StateRole::Leader
+            && r.prs().is_singleton()
+            && r.promotable()
+            && self.members.learners.is_empty()
     }
 
     pub(super) fn needs_ticks(&self) -> bool {
@@ -177,7 +198,7 @@ impl Group {
         self.handed < self.committed
     }
 
-    fn leader(&self) -> Option<NodeId> {
+    pub(super) fn leader(&self) -> Option<NodeId> {
         Some(self.raft.raft.leader_id).filter(|id| *id != 0).map(NodeId)
     }
 
@@ -220,6 +241,10 @@ impl Group {
             .below(config.election_ticks as u64);
             self.raft.raft.set_randomized_election_timeout(config.election_ticks + mix as usize);
             self.raft.tick();
+            self.tell_progress(out);
+            if let Err(e) = self.lead_if_single() {
+                tracing::warn!(group = self.id.0, error = %e, "cannot campaign yet");
+            }
         }
         let expired = |since: u64| tick.saturating_sub(since) > config.wait_ticks;
         while self.waiting.front().is_some_and(|w| expired(w.since)) {
@@ -394,6 +419,11 @@ impl Group {
         if position.index == 0 {
             return Ok(());
         }
+        if position.index < self.members_index {
+            // Its members are no longer known; the next one will have those of now.
+            self.raft.store().slot().wanted = true;
+            return Ok(());
+        }
         self.raft.store().offer(position, data, tick)
     }
 
@@ -411,6 +441,9 @@ impl Group {
         // campaigns, and those before the snapshot are gone.
         self.raft.advance_apply_to(at.index);
         (self.handed, self.committed) = (at.index, self.committed.max(at.index));
+        self.members = Members::of(&self.raft.raft.prs().conf().to_conf_state());
+        self.members_index = at.index;
+        self.tell_members(out);
         while self.waiting.front().is_some_and(|w| w.at.index <= at.index) {
             let w = self.waiting.pop_front().expect("checked");
             let error = ProposeError::Unknown("this node fell behind and took a snapshot".into());
@@ -472,7 +505,7 @@ impl Group {
                     config.max_message_bytes,
                 )?,
             };
-            self.apply(entries, out);
+            self.apply(entries, log, bugs, out)?;
         }
         while self.reads_ready.front().is_some_and(|(index, _)| *index <= self.handed) {
             for read in self.reads_ready.pop_front().expect("checked").1 {
@@ -482,7 +515,13 @@ impl Group {
         Ok(())
     }
 
-    fn apply(&mut self, entries: Vec<Entry>, out: &mut dyn FnMut(Output)) {
+    fn apply(
+        &mut self,
+        entries: Vec<Entry>,
+        log: &SharedLog,
+        bugs: Bugs,
+        out: &mut dyn FnMut(Output),
+    ) -> Result<(), StoreError> {
         let mut bytes = 0;
         let mut position = Position::default();
         let mut commands = Vec::with_capacity(entries.len());
@@ -491,13 +530,16 @@ impl Group {
             self.handed = e.index;
             // Also where nobody waits: another leader's entry at this place ends the wait.
             let proposal = self.answered(position, out);
-            if !e.context.is_empty() {
+            if e.get_entry_type() != EntryType::EntryNormal {
+                self.change_members(&e, proposal, log, bugs, out)?;
+            } else if !e.context.is_empty() {
                 bytes += e.data.len() + 32;
                 commands.push(Committed { command: Command { position, data: e.data }, proposal });
             }
         }
         self.applying_bytes += bytes;
         out(Output::Apply { group: self.id, commands, position, bytes });
+        Ok(())
     }
 
     /// The proposal that waits for the entry at `at`. Those that waited for another entry at this

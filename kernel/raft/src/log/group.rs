@@ -21,6 +21,8 @@ pub(super) struct GroupLog {
     pub(super) known: bool,
     pub(super) hard: HardState,
     pub(super) conf: ConfState,
+    /// Entry that made the members so; entries up to it have no further effect on them.
+    pub(super) conf_index: u64,
     /// Entries begin after this position.
     pub(super) start: Position,
     /// Last command up to `start`, or an index before it: what follows up to `start` were entries

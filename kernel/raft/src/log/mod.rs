@@ -28,7 +28,7 @@ use bytes::Bytes;
 use frame::{Frame, Kind};
 use group::{GroupLog, Place};
 use photon_rt::disk::{Disk, DiskFile, read_exact_at};
-use raft::eraftpb::{ConfState, Entry, HardState};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -59,11 +59,23 @@ struct Segment {
     len: u64,
 }
 
+/// What a state frame says beside the position before the first entry.
+#[derive(Clone)]
+struct GroupState {
+    /// Whether later entries stay.
+    keep: bool,
+    floor: u64,
+    hard: HardState,
+    conf: ConfState,
+    conf_index: u64,
+}
+
 /// A change that takes effect once its batch is durable.
 enum Pending {
     Entry { group: u64, entry: Entry, offset: usize, len: usize },
     Hard { group: u64, hard: HardState },
-    State { group: u64, start: Position, floor: u64, conf: ConfState, hard: HardState, keep: bool },
+    State { group: u64, start: Position, state: GroupState },
+    Members { group: u64, conf: ConfState, index: u64 },
     Remove { group: u64 },
 }
 
@@ -130,6 +142,11 @@ impl Log {
     /// Hard state and members of a group.
     pub fn state(&self, group: GroupId) -> Result<(HardState, ConfState), StoreError> {
         self.group(group).map(|g| (g.hard.clone(), g.conf.clone()))
+    }
+
+    /// Index of the entry that made the members what [`Log::state`] says.
+    pub fn members_index(&self, group: GroupId) -> Result<u64, StoreError> {
+        self.group(group).map(|g| g.conf_index)
     }
 
     /// Position before the first entry.
@@ -257,7 +274,10 @@ impl Log {
             codec::encode_entry_body(&mut self.scratch, e)
                 .map_err(|err| StoreError::Invalid(format!("{group}, entry {}: {err}", e.index)))?;
             let at = Position { index: e.index, term: e.term };
-            let entry = e.clone();
+            let mut entry = e.clone();
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                entry.data = Bytes::new(); // as it will be read again
+            }
             self.push(Kind::Entry, group.0, at, |offset, len| Pending::Entry {
                 group: group.0,
                 entry,
@@ -276,41 +296,59 @@ impl Log {
         self.push(Kind::Hard, group.0, Position::default(), |_, _| Pending::Hard { group: group.0, hard });
     }
 
-    /// Adds to the batch that the group's log begins after `start`: a new group, or an installed
-    /// snapshot. Entries it had are dropped.
-    pub fn reset(&mut self, group: GroupId, start: Position, conf: &ConfState, hard: &HardState) {
-        self.push_state(group.0, start, start.index, conf.clone(), hard.clone(), false);
+    /// Adds to the batch that the group's log begins after `start`, where no state machine that has all
+    /// up to `floor` lacks anything: a new group, or an installed snapshot. Entries it had are dropped.
+    pub fn reset(&mut self, group: GroupId, start: Position, floor: u64, conf: &ConfState, hard: &HardState) {
+        let (conf, hard) = (conf.clone(), hard.clone());
+        let state = GroupState { keep: false, floor, hard, conf, conf_index: start.index };
+        self.push_state(group.0, start, state);
     }
 
-    fn push_state(
-        &mut self,
-        group: u64,
-        start: Position,
-        floor: u64,
-        conf: ConfState,
-        hard: HardState,
-        keep: bool,
-    ) {
+    /// Adds to the batch that the entry at `index` made the members so.
+    pub fn set_members(&mut self, group: GroupId, conf: &ConfState, index: u64) {
         self.scratch.clear();
-        self.scratch.push(u8::from(keep));
-        codec::put_u64(&mut self.scratch, floor);
+        codec::encode_conf_state(&mut self.scratch, conf);
+        let (group, conf) = (group.0, conf.clone());
+        let at = Position { index, term: 0 };
+        self.push(Kind::Members, group, at, |_, _| Pending::Members { group, conf, index });
+    }
+
+    fn push_state(&mut self, group: u64, start: Position, state: GroupState) {
+        self.scratch.clear();
+        self.scratch.push(u8::from(state.keep));
+        codec::put_u64(&mut self.scratch, state.floor);
         let (mut h, mut c) = (Vec::new(), Vec::new());
-        codec::encode_hard_state(&mut h, &hard);
-        codec::encode_conf_state(&mut c, &conf);
+        codec::encode_hard_state(&mut h, &state.hard);
+        codec::encode_conf_state(&mut c, &state.conf);
         codec::put_bytes(&mut self.scratch, &h);
         codec::put_bytes(&mut self.scratch, &c);
-        self.push(Kind::State, group, start, |_, _| Pending::State { group, start, floor, conf, hard, keep });
+        codec::put_u64(&mut self.scratch, state.conf_index);
+        self.push(Kind::State, group, start, |_, _| Pending::State { group, start, state });
     }
 
-    /// The hard state as it will be after the batch.
-    fn newest_hard(&self, group: u64, now: &HardState) -> HardState {
-        let of = |p: &Pending| match p {
-            Pending::Hard { group: g, hard } | Pending::State { group: g, hard, .. } if *g == group => {
-                Some(hard.clone())
-            }
-            _ => None,
+    /// The group's state as it will be after the batch, and the position that its log begins after.
+    fn newest_state(&self, group: u64, g: &GroupLog) -> (Position, GroupState) {
+        let now = GroupState {
+            keep: true,
+            floor: g.floor,
+            hard: g.hard.clone(),
+            conf: g.conf.clone(),
+            conf_index: g.conf_index,
         };
-        self.pending.iter().rev().find_map(of).unwrap_or_else(|| now.clone())
+        let mut newest = (g.start, now);
+        for p in &self.pending {
+            match p {
+                Pending::Hard { group: id, hard } if *id == group => newest.1.hard = hard.clone(),
+                Pending::Members { group: id, conf, index } if *id == group => {
+                    (newest.1.conf, newest.1.conf_index) = (conf.clone(), *index);
+                }
+                Pending::State { group: id, start, state } if *id == group => {
+                    newest = (*start, GroupState { keep: true, ..state.clone() });
+                }
+                _ => {}
+            }
+        }
+        newest
     }
 
     /// Adds to the batch that entries up to `index` are no longer needed, the last command among them
@@ -329,19 +367,20 @@ impl Log {
         // States that lie before it would hold their segments for ever: they move forward.
         let alone = |(id, g): (&u64, &GroupLog)| {
             let moves = !(purged && *id == group.0) && g.state_segment < first_needed;
-            moves.then(|| (*id, g.start, g.floor, g.conf.clone(), self.newest_hard(*id, &g.hard)))
+            moves.then(|| (*id, self.newest_state(*id, g)))
         };
         let moving: Vec<_> = self.groups.iter().filter_map(alone).collect();
         if purged {
             let term =
                 g.term(index).ok_or_else(|| StoreError::Invalid(format!("{group} has no entry {index}")))?;
-            let (conf, mut hard) = (g.conf.clone(), self.newest_hard(group.0, &g.hard));
+            let (_, mut state) = self.newest_state(group.0, g);
+            state.floor = command.min(index);
             // The commit index is not always written; what is purged was committed.
-            hard.commit = hard.commit.max(index);
-            self.push_state(group.0, Position { index, term }, command.min(index), conf, hard, true);
+            state.hard.commit = state.hard.commit.max(index);
+            self.push_state(group.0, Position { index, term }, state);
         }
-        for (id, start, floor, conf, hard) in moving {
-            self.push_state(id, start, floor, conf, hard, true);
+        for (id, (start, state)) in moving {
+            self.push_state(id, start, state);
         }
         Ok(())
     }
@@ -455,18 +494,32 @@ impl Log {
                 self.cache_order.push_back((group, index));
             }
             Pending::Hard { group, hard } => self.known(group)?.hard = hard,
-            Pending::State { group, start, floor, conf, hard, keep } => {
-                let g = self.groups.entry(group).or_default();
-                let freed = g.begin(start, floor, keep)?;
-                (g.conf, g.hard, g.state_segment) = (conf, hard, segment);
-                self.cached_bytes -= freed;
+            Pending::Members { group, conf, index } => {
+                let g = self.known(group)?;
+                (g.conf, g.conf_index) = (conf, index);
             }
+            Pending::State { group, start, state } => self.take_state(group, start, state, segment)?,
             Pending::Remove { group } => {
                 if let Some(g) = self.groups.remove(&group) {
                     self.cached_bytes -= g.cache.iter().map(|e| e.data.len()).sum::<usize>();
                 }
             }
         }
+        Ok(())
+    }
+
+    fn take_state(
+        &mut self,
+        group: u64,
+        start: Position,
+        state: GroupState,
+        segment: u64,
+    ) -> Result<(), StoreError> {
+        let g = self.groups.entry(group).or_default();
+        let freed = g.begin(start, state.floor, state.keep)?;
+        (g.hard, g.conf, g.conf_index) = (state.hard, state.conf, state.conf_index);
+        g.state_segment = segment;
+        self.cached_bytes -= freed;
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! everything else.
 
 use super::{
-    Log, MAGIC, SEGMENT_HEADER, Segment,
+    GroupState, Log, MAGIC, SEGMENT_HEADER, Segment,
     frame::{self, Frame, Kind},
     group::Place,
 };
@@ -205,10 +205,16 @@ impl Log {
                 let floor = r.u64().map_err(bad)?;
                 let hard = r.bytes(64, "hard state").and_then(codec::decode_hard_state).map_err(bad)?;
                 let conf = r.bytes(1 << 20, "members").and_then(codec::decode_conf_state).map_err(bad)?;
+                // Logs from before members could change end here.
+                let conf_index = if r.end().is_ok() { f.index } else { r.u64().map_err(bad)? };
+                r.end().map_err(bad)?;
+                let state = GroupState { keep, floor, hard, conf, conf_index };
+                self.take_state(f.group, Position { index: f.index, term: f.term }, state, segment)?;
+            }
+            Kind::Members => {
+                let conf = codec::decode_conf_state(Bytes::copy_from_slice(body)).map_err(bad)?;
                 let g = self.groups.entry(f.group).or_default();
-                let freed = g.begin(Position { index: f.index, term: f.term }, floor, keep)?;
-                (g.conf, g.hard, g.state_segment) = (conf, hard, segment);
-                self.cached_bytes -= freed;
+                (g.conf, g.conf_index) = (conf, f.index);
             }
             Kind::Remove => {
                 if let Some(g) = self.groups.remove(&f.group) {

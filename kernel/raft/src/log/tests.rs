@@ -44,7 +44,7 @@ fn state(log: &Log) -> State {
 /// Makes both groups.
 fn begin(log: &mut Log) -> Result<(), StoreError> {
     for g in [A, B] {
-        log.reset(g, Position::default(), &conf(), &hard(1, 1, 0));
+        log.reset(g, Position::default(), 0, &conf(), &hard(1, 1, 0));
     }
     log.commit()
 }
@@ -62,7 +62,7 @@ fn step(log: &mut Log, i: u64) -> Result<(), StoreError> {
             5 => log.set_hard_state(g, &hard(term, 1 + i % 3, start)),
             8 if last > start + 4 => log.purge(g, last - 2, last - 3)?,
             10 if i > 40 => {
-                log.reset(g, Position { index: last + 5, term }, &conf(), &hard(term, 1, last + 5))
+                log.reset(g, Position { index: last + 5, term }, last + 5, &conf(), &hard(term, 1, last + 5))
             }
             n => {
                 let entries: Vec<Entry> =
@@ -342,7 +342,7 @@ fn an_old_state_may_speak_of_entries_that_are_gone() {
         for second in first + 1..34 {
             let disk = SimDisk::new(1);
             let mut log = open(&disk).expect("new");
-            log.reset(A, Position::default(), &conf(), &hard(1, 1, 0));
+            log.reset(A, Position::default(), 0, &conf(), &hard(1, 1, 0));
             for index in 1..=36 {
                 log.append(A, &[entry(index, 1, 90)]).expect("append");
                 log.commit().expect("commit");

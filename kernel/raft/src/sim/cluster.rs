@@ -7,7 +7,7 @@ use super::{
     node::{GROUP, Node},
 };
 use crate::{
-    NodeId, ProposeError, StoreError, codec,
+    Change, NodeId, ProposeError, StoreError, codec,
     core::{Input, Output, Role, load},
 };
 use bytes::Bytes;
@@ -31,6 +31,7 @@ pub(super) enum Event {
     Fault,
     Start { node: usize },
     Roomy { node: usize },
+    Mend,
 }
 
 struct Client {
@@ -117,8 +118,11 @@ impl<W: Workload> Cluster<W> {
         self.now < self.config.faults_ms
     }
 
-    fn members(&self) -> Vec<NodeId> {
-        self.nodes.iter().map(|n| n.id).collect()
+    /// Who is a member from the beginning; a newcomer knows nobody.
+    fn founders(&self, node: usize) -> Vec<NodeId> {
+        let founders = self.config.founders as usize;
+        let known = if node < founders { founders } else { 0 };
+        self.nodes[..known].iter().map(|n| n.id).collect()
     }
 
     pub(super) fn run(&mut self) -> Result<(), String> {
@@ -176,9 +180,41 @@ impl<W: Workload> Cluster<W> {
             && statuses.iter().filter(|s| s.role == Role::Leader).count() == 1
             && statuses.iter().all(|s| s.term == statuses[0].term)
             && statuses.iter().all(|s| s.last_index == statuses[0].last_index && s.applied == s.last_index)
+            && self.everybody_votes()
             && served(false)
             && served(true)
             && self.clients.iter().all(|c| c.operation.is_none())
+    }
+
+    fn everybody_votes(&self) -> bool {
+        self.nodes.iter().all(|n| {
+            n.live
+                .as_ref()
+                .and_then(|l| l.core.members(GROUP))
+                .is_some_and(|m| m.voters.len() == self.nodes.len() && !m.is_joint() && m.learners.is_empty())
+        })
+    }
+
+    /// Asks every live node to change the members; only the leader will.
+    pub(super) fn change(&mut self, changes: &[Change]) {
+        self.note(format!("change {changes:?}"));
+        for node in 0..self.nodes.len() {
+            self.next_number += 1;
+            if let Some(live) = &mut self.nodes[node].live {
+                let changes = changes.to_vec();
+                live.inbox.push(Input::Change { group: GROUP, proposal: self.next_number, changes });
+                self.plan_turn(node, 0);
+            }
+        }
+    }
+
+    /// After the faults: until everybody votes.
+    fn mend(&mut self) {
+        if !self.everybody_votes() {
+            let all: Vec<Change> = self.nodes.iter().map(|n| Change::Voter(n.id)).collect();
+            self.change(&all);
+            self.plan(700, Event::Mend);
+        }
     }
 
     fn finish(&mut self) -> Result<(), String> {
@@ -246,6 +282,10 @@ impl<W: Workload> Cluster<W> {
                 }
                 Ok(())
             }
+            Event::Mend => {
+                self.mend();
+                Ok(())
+            }
             Event::Roomy { node } => {
                 self.nodes[node].disk.set_capacity(None);
                 self.nodes[node].full = false;
@@ -258,7 +298,7 @@ impl<W: Workload> Cluster<W> {
         if self.nodes[node].live.is_some() {
             return Ok(());
         }
-        let members = self.members();
+        let members = self.founders(node);
         let mut outputs = Vec::new();
         let n = &mut self.nodes[node];
         let (id, epoch) = (n.id, n.epoch);
@@ -374,6 +414,16 @@ impl<W: Workload> Cluster<W> {
                         s.commit,
                         s.applied
                     ));
+                }
+                Output::Members { members, .. } => {
+                    if members.matched.is_empty() {
+                        self.report.changes += 1;
+                        let (id, m) = (self.nodes[node].id, members);
+                        let ids =
+                            |s: std::collections::BTreeSet<NodeId>| s.iter().map(|n| n.0).collect::<Vec<_>>();
+                        let (v, o, l) = (ids(m.voters), ids(m.outgoing), ids(m.learners));
+                        self.note(format!("{id} has voters {v:?}, outgoing {o:?}, learners {l:?}"));
+                    }
                 }
                 job => {
                     if let Some(live) = &mut self.nodes[node].live {

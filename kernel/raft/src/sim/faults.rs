@@ -4,7 +4,7 @@ use super::{
     Workload,
     cluster::{Cluster, Event},
 };
-use crate::core::Input;
+use crate::{Change, core::Input};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 
@@ -40,6 +40,11 @@ impl<W: Workload> Cluster<W> {
     pub(super) fn fault(&mut self) {
         let node = self.rng.below(self.nodes.len() as u64) as usize;
         let id = self.nodes[node].id;
+        if self.config.founders < self.config.nodes && self.rng.percent(40) {
+            let changes = self.any_change();
+            self.change(&changes);
+            return;
+        }
         match self.rng.below(16) {
             0 | 1 => self.kill(node, false),
             2 | 3 => self.kill(node, true),
@@ -120,6 +125,22 @@ impl<W: Workload> Cluster<W> {
         }
     }
 
+    /// One to three members change.
+    fn any_change(&mut self) -> Vec<Change> {
+        let mut changes: Vec<Change> = Vec::new();
+        for _ in 0..1 + self.rng.below(3) {
+            let node = self.nodes[self.rng.below(self.nodes.len() as u64) as usize].id;
+            if changes.iter().all(|c| c.node() != node) {
+                changes.push(match self.rng.below(5) {
+                    0 => Change::Learner(node),
+                    1 => Change::Remove(node),
+                    _ => Change::Voter(node),
+                });
+            }
+        }
+        changes
+    }
+
     fn kill(&mut self, node: usize, power: bool) {
         let n = &mut self.nodes[node];
         let id = n.id;
@@ -154,5 +175,6 @@ impl<W: Workload> Cluster<W> {
                 self.plan(100, Event::Start { node });
             }
         }
+        self.plan(200, Event::Mend);
     }
 }

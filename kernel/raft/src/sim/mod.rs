@@ -3,7 +3,8 @@
 //! [`Workload`] and calls [`run`].
 //!
 //! For the first part of a run faults are injected (messages dropped, delayed, reordered, doubled;
-//! one-way partitions; kills, power losses, failing syncs, full disks, pauses, crooked clocks). Then
+//! one-way partitions; kills, power losses, failing syncs, full disks, pauses, crooked clocks), and where
+//! not all nodes are founders, members come and go. Then
 //! they stop, and the cluster must heal: elect, converge, serve. After every turn a checker
 //! looks at all that Raft promises; at the end the clients' history must be linearizable, with
 //! everything acknowledged in it once and nothing refused in it at all.
@@ -51,6 +52,8 @@ pub trait Workload {
 pub struct SimConfig {
     /// Number of nodes.
     pub nodes: u64,
+    /// How many of them are members from the beginning; in the end all shall be.
+    pub founders: u64,
     /// Number of clients, each with one operation at a time.
     pub clients: u64,
     /// How long faults go on. Virtual milliseconds.
@@ -71,6 +74,7 @@ impl SimConfig {
     pub fn new(nodes: u64) -> Self {
         SimConfig {
             nodes,
+            founders: nodes,
             clients: 3,
             faults_ms: 12_000,
             heal_ms: 20_000,
@@ -99,6 +103,8 @@ pub struct Report {
     pub power_losses: u64,
     /// Snapshots installed.
     pub restores: u64,
+    /// Changes of the members in force on some node.
+    pub changes: u64,
     /// Greatest index that a log was purged up to.
     pub purges: u64,
     /// A number that differs when anything in the run did.

@@ -2,7 +2,7 @@
 
 use crate::journal::Journal;
 use bytes::Bytes;
-use photon_raft::{Group, GroupId, NodeId, ProposeError, Role, Store, StoreConfig, Transport};
+use photon_raft::{Change, Group, GroupId, NodeId, ProposeError, Role, Store, StoreConfig, Transport};
 use photon_rt::{disk::SimDisk, time::Duration};
 use std::{
     collections::HashMap,
@@ -32,6 +32,10 @@ struct Member {
 }
 
 async fn start(id: u64, wires: &Wires, disk: &SimDisk, machine: Journal) -> Member {
+    start_with(id, &[NodeId(1), NodeId(2), NodeId(3)], wires, disk, machine).await
+}
+
+async fn start_with(id: u64, founders: &[NodeId], wires: &Wires, disk: &SimDisk, machine: Journal) -> Member {
     let mut config = StoreConfig::new(NodeId(id));
     config.tick = Duration::from_millis(10);
     config.log.segment_bytes = 64 << 10;
@@ -40,8 +44,7 @@ async fn start(id: u64, wires: &Wires, disk: &SimDisk, machine: Journal) -> Memb
     let store =
         Arc::new(Store::open(config, Arc::new(disk.clone()), Wire(NodeId(id), wires.clone())).expect("open"));
     wires.lock().unwrap().insert(NodeId(id), Arc::downgrade(&store));
-    let members = [NodeId(1), NodeId(2), NodeId(3)];
-    let group = store.create_group(GroupId(1), &members, machine.clone()).await.expect("group");
+    let group = store.create_group(GroupId(1), founders, machine.clone()).await.expect("group");
     Member { store, group, machine }
 }
 
@@ -107,6 +110,83 @@ async fn three_nodes_replicate_fail_over_and_catch_up() {
     }
     let start = members[&first].group.status().start.index;
     assert!(start > 50, "it came by a snapshot: its log begins after {start}");
+    for m in members.values() {
+        m.store.shutdown().await;
+    }
+}
+
+async fn until(what: &str, f: impl Fn() -> bool) {
+    let wait = async {
+        while !f() {
+            photon_rt::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    photon_rt::time::timeout(Duration::from_secs(30), what, wait).await.expect("in time");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_node_grows_to_three_and_the_first_one_leaves() {
+    let wires = Wires::default();
+    let disks: Vec<SimDisk> = (0..3).map(SimDisk::new).collect();
+    let mut members = HashMap::new();
+    let one = [NodeId(1)];
+    members.insert(1, start_with(1, &one, &wires, &disks[0], Journal::default()).await);
+    for i in 0..50 {
+        put(&members, format!("alone {i}")).await;
+    }
+    for id in 2..=3 {
+        // A newcomer knows nobody; it gets the state and then the log.
+        members.insert(id, start_with(id, &[], &wires, &disks[id as usize - 1], Journal::default()).await);
+        let first = &members[&1].group;
+        first.change(vec![Change::Learner(NodeId(id))]).await.expect("added");
+        put(&members, format!("with {id}")).await;
+        let end = first.status().commit;
+        until("the learner to catch up", || {
+            first.members().matched.get(&NodeId(id)).is_some_and(|m| *m >= end)
+        })
+        .await;
+        assert!(first.members().learners.contains(&NodeId(id)));
+        first.change(vec![Change::Voter(NodeId(id))]).await.expect("promoted");
+        let newcomer = &members[&id];
+        until("the newcomer to know it", || newcomer.group.members().voters.len() == id as usize).await;
+        newcomer.group.read_index().await.expect("a read anywhere");
+        assert_eq!(newcomer.machine.commands().len(), 50 + id as usize - 1);
+    }
+    let first = &members[&1].group;
+    let refused = first.change(vec![Change::Remove(NodeId(1))]).await;
+    assert!(matches!(refused, Err(ProposeError::Refused(_))), "{refused:?}");
+    let refused = members[&2].group.change(vec![Change::Remove(NodeId(1))]).await;
+    assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
+    first.transfer(NodeId(2));
+    until("the second to lead", || members[&2].group.status().role == Role::Leader).await;
+    // Two at once, through a joint state that is left by itself.
+    let second = &members[&2].group;
+    let both = vec![Change::Remove(NodeId(1)), Change::Learner(NodeId(3))];
+    until("nothing else to change", || !second.members().is_joint()).await;
+    loop {
+        // Until the new leader has applied something of its own term.
+        match second.change(both.clone()).await {
+            Err(ProposeError::Changing) => photon_rt::time::sleep(Duration::from_millis(5)).await,
+            done => break done.expect("changed"),
+        }
+    }
+    until("the joint state to be left", || {
+        let m = second.members();
+        !m.is_joint() && m.voters.len() == 1 && m.learners.len() == 1
+    })
+    .await;
+    members.remove(&1).expect("there").store.shutdown().await;
+    put(&members, "without the first".into()).await;
+    // A group of one and its learner, after a restart of the one.
+    let dead = members.remove(&2).expect("there");
+    dead.store.shutdown().await;
+    let machine = dead.machine.after_crash();
+    drop(dead);
+    members.insert(2, start_with(2, &[], &wires, &disks[1], machine).await);
+    put(&members, "again".into()).await;
+    let third = &members[&3];
+    until("the learner to hear of it", || third.machine.commands().last().is_some_and(|c| c == "again"))
+        .await;
     for m in members.values() {
         m.store.shutdown().await;
     }

@@ -117,7 +117,7 @@ async fn a_machine_that_is_not_of_this_log_is_refused() {
     let group = store.create_group(GroupId(1), &[ME], machine.clone()).await.expect("group");
     let again = store.create_group(GroupId(1), &[ME], Journal::default()).await;
     assert!(matches!(again, Err(StoreError::Invalid(_))), "attached twice");
-    for members in [&[][..], &[NodeId(0), ME], &[NodeId(2)]] {
+    for members in [&[NodeId(0), ME][..], &[NodeId(2)]] {
         let refused = store.create_group(GroupId(9), members, Journal::default()).await;
         assert!(matches!(refused, Err(StoreError::Invalid(_))), "{members:?}");
     }
