@@ -1,7 +1,7 @@
 //! Leases: one holder per name in the whole cluster, by records in the store alone.
 //!
-//! A lease is two records. `lease/NAME` says who holds it in which epoch and changes only when it changes
-//! hands; `beat/NAME` is rewritten by the holder, as a sign of life. Whoever sees no new beat for [`TTL`]
+//! A lease is two records. `holder` says who holds it in which epoch and changes only when it changes
+//! hands; `beat` is rewritten by the holder, as a sign of life. Whoever sees no new beat for [`TTL`]
 //! on its own clock may take the lease, with the next epoch; the holder counts the same time from *before*
 //! each beat that it made, so that with clocks of one speed there is never more than one (Gray and
 //! Cheriton 1989). No wall clock is compared.
@@ -83,7 +83,7 @@ impl Lease {
     }
 }
 
-/// What `lease/NAME` holds.
+/// What `holder` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     /// None when it was given up.

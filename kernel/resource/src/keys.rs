@@ -5,6 +5,7 @@
 //! /photon.internal/ref/KIND/PROJECT|-/NAME/BY-KIND/PROJECT|-/NAME  "is named by", empty value
 //! /photon.internal/claim/POOL/ITEM                                a thing that only one may hold; value: holder
 //! /photon.internal/audit/MILLISECONDS-UID                         who changed what
+//! /photon.internal/lease/NAME/holder|beat                         who decides for the cluster (kernel/reconcile)
 //! /photon.internal/idem/IDENTITY/KEY                              the answer to a request that may be repeated
 //! ```
 //! `-` is no [`Name`], so cluster-wide and project-wide objects never meet.

@@ -177,6 +177,17 @@ fn laws_no_unfinished_business() {
     }
 }
 
+/// What a reconciler writes passes the fence of the lease that it runs under.
+#[test]
+fn laws_reconcilers_write_through_their_context() {
+    for f in files(".rs") {
+        let path = f.to_string_lossy().into_owned();
+        if path.contains("/control/") || path.contains("/agent/") {
+            assert!(!read(&f).contains("cx.store().begin()"), "{path}: write through cx.begin()");
+        }
+    }
+}
+
 #[test]
 fn laws_decisions_and_rooms_are_written_down() {
     for f in [
