@@ -30,6 +30,8 @@ pub(crate) enum Bug {
     RestoreWithoutPosition,
     /// The state machine moves past a change of the members that is not durable.
     MembersNotPersisted,
+    /// A command that comes twice from a follower is proposed twice.
+    ForwardedTwice,
     /// Several members change at once without a joint state.
     NoJointState,
     /// The message encoding loses the mark of a refusal.

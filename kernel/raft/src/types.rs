@@ -23,7 +23,7 @@ impl std::fmt::Display for GroupId {
 /// Why a proposal or a read has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
-    /// Not done, and surely never will be: another node leads, if any.
+    /// Not done, and surely never will be: nobody is known to lead, or another one does.
     #[error("this node does not lead the group")]
     NotLeader {
         /// Who does, as far as this node knows.

@@ -5,14 +5,13 @@ use super::{
     value::{encode_conf_state, encode_entry_body, read_conf_state, read_entry},
 };
 use bytes::Bytes;
-use raft::eraftpb::{Message, MessageType, Snapshot, SnapshotMetadata};
+use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata};
 
 /// Version of the encoding; another one is refused.
 const VERSION: u8 = 1;
 
-/// Numbers of the message types, ours for ever. Local ones and forwarded proposals (a follower
-/// answers with the leader's name instead) have none.
-const TYPES: [(MessageType, u8); 13] = [
+/// Numbers of the message types, ours for ever. Local ones have none.
+const TYPES: [(MessageType, u8); 14] = [
     (MessageType::MsgAppend, 1),
     (MessageType::MsgAppendResponse, 2),
     (MessageType::MsgRequestVote, 3),
@@ -26,6 +25,7 @@ const TYPES: [(MessageType, u8); 13] = [
     (MessageType::MsgReadIndexResp, 11),
     (MessageType::MsgRequestPreVote, 12),
     (MessageType::MsgRequestPreVoteResponse, 13),
+    (MessageType::MsgPropose, 14),
 ];
 
 /// Bytes of `m`, appended to `out`.
@@ -127,6 +127,14 @@ fn check(m: &Message) -> Result<(), CodecError> {
                     return Err(CodecError::Invalid("entry position"));
                 }
                 term = e.term;
+            }
+        }
+        // Commands on their way to the leader; members are changed on the leader itself.
+        MessageType::MsgPropose => {
+            let command =
+                |e: &Entry| e.index == 0 && e.term == 0 && e.get_entry_type() == EntryType::EntryNormal;
+            if m.term != 0 || m.entries.is_empty() || !m.entries.iter().all(command) {
+                return Err(CodecError::Invalid("proposal"));
             }
         }
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if m.entries.len() == 1 => {}

@@ -2,7 +2,9 @@
 //! the state machine has come.
 
 use super::{
-    Committed, CoreConfig, GroupStatus, Output, Role, snapshot,
+    Committed, CoreConfig, GroupStatus, Output, Role,
+    forward::Origin,
+    snapshot,
     storage::{GroupStorage, SharedLog, SnapshotSlot},
 };
 use crate::{
@@ -20,9 +22,6 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::Mutex,
 };
-
-/// Marks entries that hold a command; a leader's own empty entries have no mark.
-const COMMAND: &[u8] = b"c";
 
 /// A proposal in the log, waiting to be committed.
 pub(super) struct Waiting {
@@ -50,7 +49,12 @@ pub(super) struct Group {
     /// Done as soon as all up to an index is handed over.
     pub(super) reads_ready: VecDeque<(u64, Vec<u64>)>,
     next_read: u64,
-    incarnation: u64,
+    /// Distinguishes this run of the node.
+    pub(super) incarnation: u64,
+    /// Commands on their way to or from the leader, by number: since when.
+    pub(super) forwarded: BTreeMap<u64, u64>,
+    /// On the leader: the last command that came from each other node.
+    pub(super) heard: BTreeMap<u64, Origin>,
     /// Last index given to the state machine, last index it reported, bytes between.
     handed: u64,
     applied: u64,
@@ -75,6 +79,7 @@ impl Group {
         shared: &SharedLog,
         id: GroupId,
         machine: Position,
+        incarnation: u64,
         out: &mut dyn FnMut(Output),
     ) -> Result<Group, StoreError> {
         let log = shared.lock();
@@ -144,7 +149,9 @@ impl Group {
             reads: VecDeque::new(),
             reads_ready: VecDeque::new(),
             next_read: 0,
-            incarnation: 0,
+            incarnation,
+            forwarded: BTreeMap::new(),
+            heard: BTreeMap::new(),
             handed: from.index,
             applied: from.index,
             applying_bytes: 0,
@@ -191,7 +198,7 @@ impl Group {
     }
 
     pub(super) fn needs_ticks(&self) -> bool {
-        !self.alone() || !self.waiting.is_empty() || !self.reads.is_empty()
+        !self.alone() || !self.waiting.is_empty() || !self.forwarded.is_empty() || !self.reads.is_empty()
     }
 
     pub(super) fn is_backlogged(&self) -> bool {
@@ -252,6 +259,7 @@ impl Group {
             let error = ProposeError::Unknown("no quorum confirmed it in time".into());
             out(Output::Failed { group: self.id, proposal: w.proposal, error });
         }
+        self.expire_forwarded(&expired, out);
         while self.reads.front().is_some_and(|r| expired(r.since)) {
             for read in self.reads.pop_front().expect("checked").numbers {
                 let error = ProposeError::NotLeader { leader: self.leader() };
@@ -280,8 +288,12 @@ impl Group {
         }
     }
 
-    pub(super) fn on_message(&mut self, message: Message) {
+    pub(super) fn on_message(&mut self, message: Message, bugs: Bugs) {
         if message.to != self.me {
+            return;
+        }
+        if message.get_msg_type() == MessageType::MsgPropose {
+            self.on_forwarded(message, bugs);
             return;
         }
         // An error says that the message is of no use now (an unknown sender, no leader): as if lost.
@@ -309,14 +321,14 @@ impl Group {
             {
                 bytes += data.len() as u64 + 1;
                 numbers.push(proposal);
-                m.mut_entries().push(Entry {
-                    data,
-                    context: Bytes::from_static(COMMAND),
-                    ..Entry::default()
-                });
+                let origin = Origin { node: self.me, incarnation: self.incarnation, number: proposal };
+                m.mut_entries().push(Entry { data, context: origin.encode(), ..Entry::default() });
             }
             let first = self.raft.raft.raft_log.last_index() + 1;
             let error = if self.raft.raft.state != StateRole::Leader {
+                if self.forward(m, &numbers, tick, out) {
+                    continue;
+                }
                 Some(ProposeError::NotLeader { leader: self.leader() })
             } else {
                 match self.raft.step(m) {
@@ -337,8 +349,7 @@ impl Group {
         }
     }
 
-    pub(super) fn on_read(&mut self, read: u64, tick: u64, incarnation: u64) {
-        self.incarnation = incarnation;
+    pub(super) fn on_read(&mut self, read: u64, tick: u64) {
         match self.reads.back_mut() {
             // A round that has not begun covers everybody who waits by then.
             Some(r) if r.asked.is_none() => r.numbers.push(read),
@@ -533,6 +544,7 @@ impl Group {
             if e.get_entry_type() != EntryType::EntryNormal {
                 self.change_members(&e, proposal, log, bugs, out)?;
             } else if !e.context.is_empty() {
+                let proposal = proposal.or_else(|| self.came_back(&e.context));
                 bytes += e.data.len() + 32;
                 commands.push(Committed { command: Command { position, data: e.data }, proposal });
             }
@@ -583,7 +595,8 @@ impl Group {
     /// Tells all who wait that the group has stopped.
     pub(super) fn stop(&mut self, why: &str, out: &mut dyn FnMut(Output)) {
         let error = ProposeError::Stopped(why.to_string());
-        let waiting = self.waiting.drain(..).map(|w| w.proposal);
+        let forwarded = std::mem::take(&mut self.forwarded).into_keys();
+        let waiting = self.waiting.drain(..).map(|w| w.proposal).chain(forwarded);
         let queued = self.queued.drain(..).map(|(p, _)| p);
         let reads = self.reads.drain(..).flat_map(|r| r.numbers);
         let ready = self.reads_ready.drain(..).flat_map(|(_, numbers)| numbers);

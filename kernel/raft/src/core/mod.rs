@@ -6,6 +6,7 @@
 //! votes, acknowledgements and committed entries leave. Nothing is handed to a state machine before
 //! it is committed and durable here, so a machine is never ahead of its log.
 
+mod forward;
 mod group;
 mod input;
 mod membership;
@@ -137,7 +138,7 @@ impl Core {
             log.reset(id, start, 0, &conf, &hard);
             log.commit()?;
         }
-        let group = Group::open(&self.config, &self.log, id, applied, out)?;
+        let group = Group::open(&self.config, &self.log, id, applied, self.incarnation, out)?;
         self.groups.insert(id, group);
         self.dirty.insert(id);
         self.settle(out)
@@ -222,9 +223,9 @@ impl Core {
         self.dirty.insert(id);
         match input {
             Input::Tick => {}
-            Input::Message { message, .. } => g.on_message(message),
+            Input::Message { message, .. } => g.on_message(message, self.bugs),
             Input::Propose { proposal, data, .. } => g.queue(proposal, data),
-            Input::Read { read, .. } => g.on_read(read, self.tick, self.incarnation),
+            Input::Read { read, .. } => g.on_read(read, self.tick),
             Input::Applied { position, bytes, .. } => {
                 g.on_applied(position, bytes);
                 if self.bugs.on(Bug::PurgeBeyondCheckpoint) {

@@ -83,6 +83,7 @@ planted! {
     catches_a_stale_read: StaleRead within 100;
     catches_a_restore_without_position: RestoreWithoutPosition within 100;
     catches_members_not_persisted: MembersNotPersisted within 100;
+    catches_a_command_forwarded_twice: ForwardedTwice within 100;
     catches_a_change_without_joint_state: NoJointState within 200;
     catches_a_codec_that_loses_the_refusal: CodecLosesReject within 20;
     catches_a_codec_that_loses_the_context: CodecLosesContext within 20;
