@@ -336,6 +336,7 @@ fn refused(e: ProposeError) -> EtcdError {
         ProposeError::Overloaded => EtcdError::TooManyRequests,
         ProposeError::TooLarge { .. } => EtcdError::RequestTooLarge,
         ProposeError::Unknown(_) => EtcdError::Timeout,
+        ProposeError::Refused(_) | ProposeError::Changing => EtcdError::Internal(e.to_string()),
         ProposeError::Stopped(_) => EtcdError::Stopped,
     }
 }
