@@ -247,9 +247,8 @@ async fn run_once(r: &dyn Erased, cx: Context, storage: &str) -> (crate::context
 #[cfg(test)]
 mod tests {
     use super::*;
-    use photon_base::{Name, Uid};
     use photon_kv::MemKv;
-    use photon_resource::{Draft, Registry, Scope};
+    use photon_resource::{Registry, Scope};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[derive(Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -285,21 +284,9 @@ mod tests {
     async fn slow_runs_of_one_reconciler_do_not_hold_up_another() {
         let registry = Registry::new().with::<Thing<true>>().with::<Thing<false>>();
         let store = Store::new(Arc::new(MemKv::new()), Arc::new(registry));
-        for i in 0..200u128 {
+        for i in 0..200 {
             for kind in ["slow", "quick"] {
-                let mut tx = store.begin();
-                let name: Name = format!("n{i}").parse().expect("name");
-                let draft = Draft {
-                    project: None,
-                    name,
-                    labels: Default::default(),
-                    owner: None,
-                    id: Some(Uid(i)),
-                    spec: serde_json::json!({}),
-                    status: serde_json::Value::Null,
-                };
-                tx.create(store.registry().kind(kind).expect("kind"), draft).await.expect("create");
-                tx.commit().await.expect("commit");
+                store.make(kind, &format!("n{i}"), &serde_json::json!({})).await.expect("made");
             }
         }
         let ran = Arc::new(AtomicUsize::new(0));
@@ -344,18 +331,7 @@ mod tests {
         let registry = Arc::new(Registry::new().with::<Thing<false>>());
         let kv = Arc::new(MemKv::new());
         let store = Store::new(kv.clone(), registry);
-        let mut tx = store.begin();
-        let draft = Draft {
-            project: None,
-            name: "x".parse().expect("name"),
-            labels: Default::default(),
-            owner: None,
-            id: None,
-            spec: serde_json::json!({}),
-            status: serde_json::Value::Null,
-        };
-        tx.create(store.registry().kind("quick").expect("kind"), draft).await.expect("create");
-        tx.commit().await.expect("commit");
+        store.make("quick", "x", &serde_json::json!({})).await.expect("made");
         let node = |name: &str| {
             let (ran, tasks) = (Arc::new(AtomicUsize::new(0)), Tasks::new());
             let lease = Lease::start(kv.clone(), "test", name.parse().expect("name"), &tasks);

@@ -12,6 +12,7 @@
 mod admit;
 mod audit;
 mod diff;
+mod draft;
 pub mod http;
 mod keys;
 mod kind;
@@ -25,6 +26,7 @@ mod tx;
 
 pub use audit::AuditRecord;
 pub use diff::{FieldChange, diff};
+pub use draft::Draft;
 pub use keys::{Key, RESOURCE_PREFIX, ROOT, claim_key, kind_range, parse_key};
 pub use kind::{Column, Flag, Reference, Resource, Scope};
 pub use meta::{Meta, Owner};
@@ -32,4 +34,4 @@ pub use object::{Object, Raw};
 pub use registry::{KindInfo, Registry};
 pub use selector::Selector;
 pub use store::{ListPage, ListQuery, Store};
-pub use tx::{Draft, PROJECT_KIND, Tx};
+pub use tx::{PROJECT_KIND, Tx};

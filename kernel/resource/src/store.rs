@@ -1,8 +1,9 @@
 //! Objects on an ordered key-value store.
 
-use crate::{Key, KindInfo, Object, Raw, Reference, Registry, Resource, Scope, Selector, Tx, keys};
+use crate::{Draft, Key, KindInfo, Object, Raw, Reference, Registry, Resource, Scope, Selector, Tx, keys};
 use photon_base::{Cursor, Error, Name, Result};
 use photon_kv::{Direction, Kv, ReadAt, Versioned};
+use serde::Serialize;
 use std::sync::Arc;
 
 /// Where objects live. Cheap to clone.
@@ -169,6 +170,25 @@ impl Store {
                 None => return Ok(out),
             }
         }
+    }
+
+    /// Makes one object, in a commit of its own.
+    pub async fn create(&self, kind: &str, draft: Draft) -> Result<Raw> {
+        let unknown = || Error::internal(format!("kind {kind} is not registered"));
+        let kind = self.registry.kind(kind).ok_or_else(unknown)?;
+        let mut tx = self.begin();
+        let mut made = tx.create(kind, draft).await?;
+        made.meta.revision = tx.commit().await?;
+        Ok(made)
+    }
+
+    /// [`Store::create`] of a `NAME` or a `PROJECT/NAME`.
+    pub async fn make(&self, kind: &str, at: &str, spec: &impl Serialize) -> Result<Raw> {
+        let (project, name) = match at.split_once('/') {
+            Some((p, n)) => (Some(p.parse()?), n),
+            None => (None, at),
+        };
+        self.create(kind, Draft::new(name.parse()?, spec).project(project)).await
     }
 
     /// An empty commit to fill.

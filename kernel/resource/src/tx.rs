@@ -1,33 +1,15 @@
 //! Changes to objects, gathered and then made in one commit.
 
-use crate::{AuditRecord, Key, KindInfo, Meta, Object, Owner, Raw, Reference, Resource, Store, keys, meta};
+use crate::{
+    AuditRecord, Draft, Key, KindInfo, Meta, Object, Owner, Raw, Reference, Resource, Store, keys, meta,
+};
 use bytes::Bytes;
 use photon_base::{Code, Error, Name, Result, Uid};
 use photon_kv::{Check, KvError, Write};
-use serde_json::Value;
 use std::collections::{BTreeMap, btree_map::Entry};
 
 /// The kind that [`crate::Scope::Project`] refers to.
 pub const PROJECT_KIND: &str = "project";
-
-/// An object to be.
-#[derive(Clone, Debug)]
-pub struct Draft {
-    /// Project, for kinds that live in one.
-    pub project: Option<Name>,
-    /// Name.
-    pub name: Name,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Owner, for children.
-    pub owner: Option<Owner>,
-    /// Identity; children derive it from their owner, others draw it.
-    pub id: Option<Uid>,
-    /// Spec, not yet admitted.
-    pub spec: Value,
-    /// First status.
-    pub status: Value,
-}
 
 /// A commit in the making: all of it happens, or nothing.
 pub struct Tx<'a> {
@@ -244,18 +226,7 @@ impl<'a> Tx<'a> {
         let kind = self.store.kind_of::<R>()?.clone();
         let id = owner.meta.id.derive(&format!("{}/{name}", R::KIND));
         let owner_ref = Owner { kind: O::KIND.into(), name: owner.meta.name.clone(), id: owner.meta.id };
-        let spec =
-            serde_json::to_value(spec).map_err(|e| Error::internal("a spec can't be written").why(e))?;
-        let project = owner.meta.project.clone();
-        let draft = Draft {
-            project,
-            name,
-            labels: BTreeMap::new(),
-            owner: Some(owner_ref),
-            id: Some(id),
-            spec,
-            status: Value::Null,
-        };
+        let draft = Draft::new(name, spec).project(owner.meta.project.clone()).child_of(owner_ref, id);
         self.create(&kind, draft).await
     }
 

@@ -4,23 +4,10 @@ use crate::login::password_entry;
 use photon_api::{ClusterBindingSpec, OrganizationSpec, Role, UserSpec};
 use photon_auth::Identity;
 use photon_base::{Code, Name, Result};
-use photon_resource::{Draft, Resource, Store};
-use serde_json::Value;
+use photon_resource::{Draft, Store};
 
 fn name(s: &'static str) -> Name {
     s.parse().expect("a literal label")
-}
-
-fn draft<R: Resource>(called: &'static str, spec: &R) -> Draft {
-    Draft {
-        project: None,
-        name: name(called),
-        labels: Default::default(),
-        owner: None,
-        id: None,
-        spec: serde_json::to_value(spec).unwrap_or_default(),
-        status: Value::Null,
-    }
 }
 
 /// Makes the organisation, the user `admin` with this password and its cluster-wide role, in one commit.
@@ -32,11 +19,11 @@ pub async fn first_admin(store: &Store, secret: &str) -> Result<bool> {
     let (key, hash) = password_entry(&name("admin"), secret).await?;
     let mut tx = store.begin();
     let organization = OrganizationSpec { display_name: "My organisation".into() };
-    tx.create(store.kind_of::<OrganizationSpec>()?, draft("default", &organization)).await?;
+    tx.create(store.kind_of::<OrganizationSpec>()?, Draft::new(name("default"), &organization)).await?;
     let user = UserSpec { display_name: "Administrator".into(), disabled: false };
-    tx.create(store.kind_of::<UserSpec>()?, draft("admin", &user)).await?;
+    tx.create(store.kind_of::<UserSpec>()?, Draft::new(name("admin"), &user)).await?;
     let binding = ClusterBindingSpec { subject: Identity::user(name("admin")), role: Role::Admin };
-    tx.create(store.kind_of::<ClusterBindingSpec>()?, draft("admin", &binding)).await?;
+    tx.create(store.kind_of::<ClusterBindingSpec>()?, Draft::new(name("admin"), &binding)).await?;
     tx.put(key, hash)?;
     match tx.commit().await {
         Ok(_) => Ok(true),

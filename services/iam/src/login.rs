@@ -358,21 +358,8 @@ mod tests {
         let (l, dir) = cloud().await;
         let kind = l.store.kind_of::<UserSpec>().expect("kind").clone();
         let name: Name = "alice".parse().expect("name");
-        let make = async || {
-            let mut tx = l.store.begin();
-            let draft = photon_resource::Draft {
-                project: None,
-                name: name.clone(),
-                labels: Default::default(),
-                owner: None,
-                id: None,
-                spec: serde_json::json!({}),
-                status: serde_json::Value::Null,
-            };
-            tx.create(&kind, draft).await.expect("create");
-            tx.commit().await.expect("commit");
-        };
-        make().await;
+        let make = async || l.store.make("user", "alice", &serde_json::json!({})).await;
+        make().await.expect("made");
         let (key, value) = password_entry(&name, "the first alice's").await.expect("hash");
         let mut tx = l.store.begin();
         tx.put(key, value).expect("put");
@@ -383,7 +370,7 @@ mod tests {
         let mut tx = l.store.begin();
         tx.delete(&kind, &old).await.expect("delete");
         tx.commit().await.expect("commit");
-        make().await;
+        make().await.expect("made again");
         assert!(l.login("alice", "the first alice's", HERE).await.is_err());
         photon_rt::fs::remove_dir_all(&dir).expect("clean");
     }

@@ -112,40 +112,28 @@ mod tests {
     use super::*;
     use photon_kv::MemKv;
     use photon_reconcile::Feed;
-    use photon_resource::{Draft, Store};
-    use serde_json::{Value, json};
+    use photon_resource::Store;
+    use serde_json::json;
     use std::sync::Arc;
 
     async fn world() -> Iam {
         let store = Store::new(Arc::new(MemKv::new()), Arc::new(photon_api::registry()));
-        for (kind, project, name, spec) in [
-            ("project", None, "demo", json!({})),
-            ("project", None, "other", json!({})),
-            ("user", None, "root-admin", json!({})),
-            ("user", None, "ed", json!({})),
-            ("user", None, "vi", json!({})),
-            ("user", None, "pa", json!({})),
-            ("user", None, "off", json!({"disabled": true})),
-            ("cluster-binding", None, "a", json!({"subject": "user/root-admin", "role": "admin"})),
-            ("cluster-binding", None, "o", json!({"subject": "user/off", "role": "admin"})),
-            ("cluster-binding", None, "g", json!({"subject": "user/ghost", "role": "admin"})),
-            ("binding", Some("demo"), "e", json!({"subject": "user/ed", "role": "editor"})),
-            ("binding", Some("demo"), "v", json!({"subject": "user/vi", "role": "viewer"})),
-            ("binding", Some("demo"), "p", json!({"subject": "user/pa", "role": "admin"})),
+        for (kind, at, spec) in [
+            ("project", "demo", json!({})),
+            ("project", "other", json!({})),
+            ("user", "root-admin", json!({})),
+            ("user", "ed", json!({})),
+            ("user", "vi", json!({})),
+            ("user", "pa", json!({})),
+            ("user", "off", json!({"disabled": true})),
+            ("cluster-binding", "a", json!({"subject": "user/root-admin", "role": "admin"})),
+            ("cluster-binding", "o", json!({"subject": "user/off", "role": "admin"})),
+            ("cluster-binding", "g", json!({"subject": "user/ghost", "role": "admin"})),
+            ("binding", "demo/e", json!({"subject": "user/ed", "role": "editor"})),
+            ("binding", "demo/v", json!({"subject": "user/vi", "role": "viewer"})),
+            ("binding", "demo/p", json!({"subject": "user/pa", "role": "admin"})),
         ] {
-            let info = store.registry().kind(kind).expect("kind").clone();
-            let mut tx = store.begin();
-            let draft = Draft {
-                project: project.map(|p: &str| p.parse().expect("name")),
-                name: name.parse().expect("name"),
-                labels: Default::default(),
-                owner: None,
-                id: None,
-                spec,
-                status: Value::Null,
-            };
-            tx.create(&info, draft).await.expect("create");
-            tx.commit().await.expect("commit");
+            store.make(kind, at, &spec).await.expect("made");
         }
         let view = View::default();
         let (tx, _rx) = tokio::sync::mpsc::unbounded_channel();

@@ -197,15 +197,8 @@ async fn attempt(
         Verb::Create => {
             let b = object_body(route, parse_body(body)?)?;
             let key = Key::new(route.kind.kind, route.project.clone(), b.meta.name.clone());
-            let draft = Draft {
-                project: route.project.clone(),
-                name: b.meta.name,
-                labels: b.meta.labels,
-                owner: None,
-                id: None,
-                spec: if b.spec.is_null() { json!({}) } else { b.spec },
-                status: Value::Null,
-            };
+            let spec = if b.spec.is_null() { json!({}) } else { b.spec };
+            let draft = Draft::new(b.meta.name, &spec).project(route.project.clone()).labels(b.meta.labels);
             let made = tx.create(&route.kind, draft).await?;
             (key, 202, None, Some(made))
         }

@@ -31,15 +31,7 @@ async fn report(agent: &HostAgent, store: &Store, networking: &str) -> Result<()
     match store.get::<HostSpec>(None, agent.host()).await? {
         Some(h) => tx.update(&h, |h| h.status = status).await?,
         None => {
-            let draft = Draft {
-                project: None,
-                name: agent.host().clone(),
-                labels: Default::default(),
-                owner: None,
-                id: None,
-                spec: serde_json::json!({}),
-                status: serde_json::to_value(&status).unwrap_or_default(),
-            };
+            let draft = Draft::new(agent.host().clone(), &HostSpec::default()).status(&status);
             tx.create(store.kind_of::<HostSpec>()?, draft).await?;
         }
     }

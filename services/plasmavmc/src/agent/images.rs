@@ -9,7 +9,7 @@ use photon_api::{ImageFormat, ImageSpec, set_condition};
 use photon_auth::Authorized;
 use photon_base::{Bytes, Code, Error, Name, Result, Uid};
 use photon_reconcile::{Context, Next, Poke, Reconcile};
-use photon_resource::{Draft, Key, Store, http::Connect};
+use photon_resource::{Key, Store, http::Connect};
 use photon_rt::{fs, task::blocking, time::wall};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -92,19 +92,7 @@ impl Images {
                     description: "a tiny Linux, for trying things out".into(),
                     min_memory: Bytes::mib(96),
                 };
-                let draft = Draft {
-                    project: None,
-                    name,
-                    labels: Default::default(),
-                    owner: None,
-                    id: None,
-                    spec: serde_json::to_value(&spec).unwrap_or_default(),
-                    status: serde_json::Value::Null,
-                };
-                let mut tx = store.begin();
-                let made = tx.create(store.kind_of::<ImageSpec>()?, draft).await?;
-                tx.commit().await?;
-                made.meta.id
+                store.make("image", "tiny", &spec).await?.meta.id
             }
         };
         let folder = self.folder(image);
@@ -316,18 +304,7 @@ mod tests {
         let images = Images { dir: dir.clone(), finishing: Arc::default() };
         let store = Store::new(std::sync::Arc::new(MemKv::new()), Arc::new(photon_api::registry()));
         let name: Name = "a".parse().expect("name");
-        let mut tx = store.begin();
-        let draft = Draft {
-            project: None,
-            name: name.clone(),
-            labels: Default::default(),
-            owner: None,
-            id: None,
-            spec: serde_json::json!({ "format": "raw" }),
-            status: serde_json::Value::Null,
-        };
-        let made = tx.create(store.kind_of::<ImageSpec>().expect("kind"), draft).await.expect("create");
-        tx.commit().await.expect("commit");
+        let made = store.make("image", "a", &serde_json::json!({ "format": "raw" })).await.expect("made");
         let lease = photon_reconcile::Lease::start(
             store.kv().clone(),
             "test",

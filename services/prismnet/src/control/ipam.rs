@@ -136,28 +136,12 @@ async fn release(
 mod tests {
     use super::*;
     use photon_reconcile::harness::Harness;
-    use photon_resource::{Draft, ROOT, Store};
-    use serde_json::{Value, json};
-
-    async fn make(store: &Store, kind: &str, project: Option<&str>, name: &str, spec: Value) {
-        let info = store.registry().kind(kind).expect("kind").clone();
-        let mut tx = store.begin();
-        let draft = Draft {
-            project: project.map(|p| p.parse().expect("name")),
-            name: name.parse().expect("name"),
-            labels: Default::default(),
-            owner: None,
-            id: None,
-            spec,
-            status: Value::Null,
-        };
-        tx.create(&info, draft).await.expect("create");
-        tx.commit().await.expect("commit");
-    }
+    use photon_resource::{ROOT, Store};
+    use serde_json::json;
 
     async fn small_network(store: Store) {
-        make(&store, "project", None, "p", json!({})).await;
-        make(&store, "network", Some("p"), "n", json!({"cidr": "10.0.0.0/29"})).await;
+        store.make("project", "p", &json!({})).await.expect("made");
+        store.make("network", "p/n", &json!({"cidr": "10.0.0.0/29"})).await.expect("made");
     }
 
     async fn drop_agent(store: &Store, name: &str) {
@@ -188,10 +172,14 @@ mod tests {
             .run(&|s| {
                 Box::pin(async move {
                     small_network(s.clone()).await;
-                    make(&s, "port", Some("p"), "wish", json!({"network": "n", "address": "10.0.0.4"})).await;
-                    make(&s, "port", Some("p"), "zbad", json!({"network": "n", "address": "10.0.0.1"})).await;
+                    s.make("port", "p/wish", &json!({"network": "n", "address": "10.0.0.4"}))
+                        .await
+                        .expect("made");
+                    s.make("port", "p/zbad", &json!({"network": "n", "address": "10.0.0.1"}))
+                        .await
+                        .expect("made");
                     for i in 0..6 {
-                        make(&s, "port", Some("p"), &format!("x{i}"), json!({"network": "n"})).await;
+                        s.make("port", &format!("p/x{i}"), &json!({"network": "n"})).await.expect("made");
                     }
                 })
             })
@@ -217,7 +205,7 @@ mod tests {
             .run(&|s| {
                 Box::pin(async move {
                     small_network(s.clone()).await;
-                    make(&s, "port", Some("p"), "a", json!({"network": "n"})).await;
+                    s.make("port", "p/a", &json!({"network": "n"})).await.expect("made");
                 })
             })
             .await
@@ -244,7 +232,7 @@ mod tests {
                 Box::pin(async move {
                     small_network(s.clone()).await;
                     for n in ["a", "b", "c"] {
-                        make(&s, "port", Some("p"), n, json!({"network": "n"})).await;
+                        s.make("port", &format!("p/{n}"), &json!({"network": "n"})).await.expect("made");
                     }
                     drop_agent(&s, "b").await;
                 })

@@ -90,28 +90,21 @@ fn name(s: &str) -> Name {
     s.parse().expect("name")
 }
 
-async fn make(store: &Store, kind: &str, project: Option<&str>, called: &str, spec: Value, status: Value) {
-    let info = store.registry().kind(kind).expect("kind").clone();
-    let draft = Draft {
-        project: project.map(name),
-        name: name(called),
-        labels: Default::default(),
-        owner: None,
-        id: None,
-        spec,
-        status,
-    };
-    let mut tx = store.begin();
-    tx.create(&info, draft).await.expect("create");
-    tx.commit().await.expect("commit");
+async fn image(s: &Store, phase: &str) {
+    let draft = Draft::new(name("tiny"), &json!({"format": "kernel"})).status(&json!({"phase": phase}));
+    s.create("image", draft).await.expect("image");
+}
+
+async fn host(s: &Store, memory: &str) {
+    let status = json!({"phase": "ready", "cpus": 2, "memory": memory});
+    s.create("host", Draft::new(name("h1"), &json!({})).status(&status)).await.expect("host");
 }
 
 async fn world(s: &Store) {
-    make(s, "project", None, "p", json!({}), Value::Null).await;
-    make(s, "network", Some("p"), "n", json!({"cidr": "10.0.0.0/24"}), Value::Null).await;
-    make(s, "image", None, "tiny", json!({"format": "kernel"}), json!({"phase": "ready"})).await;
-    let host = json!({"phase": "ready", "cpus": 2, "memory": "8GiB"});
-    make(s, "host", None, "h1", json!({}), host).await;
+    s.make("project", "p", &json!({})).await.expect("project");
+    s.make("network", "p/n", &json!({"cidr": "10.0.0.0/24"})).await.expect("network");
+    image(s, "ready").await;
+    host(s, "8GiB").await;
 }
 
 fn spec() -> Value {
@@ -135,7 +128,7 @@ async fn a_vm_comes_to_life() {
         .run(&|s| {
             Box::pin(async move {
                 world(&s).await;
-                make(&s, "vm", Some("p"), "a", spec(), Value::Null).await;
+                s.make("vm", "p/a", &spec()).await.expect("vm");
             })
         })
         .await
@@ -154,17 +147,13 @@ async fn what_is_missing_is_said() {
         let s = harness()
             .run(&move |s| {
                 Box::pin(async move {
-                    make(&s, "project", None, "p", json!({}), Value::Null).await;
-                    let ready = if break_it == "image" { "pending" } else { "ready" };
-                    make(&s, "image", None, "tiny", json!({"format": "kernel"}), json!({"phase": ready}))
-                        .await;
+                    s.make("project", "p", &json!({})).await.expect("project");
+                    image(&s, if break_it == "image" { "pending" } else { "ready" }).await;
                     if break_it != "host" {
-                        let host = json!({"phase": "ready", "cpus": 2, "memory": "1GiB"});
-                        make(&s, "host", None, "h1", json!({}), host).await;
+                        host(&s, "1GiB").await;
                     }
                     let big = if break_it == "memory" { "4GiB" } else { "64MiB" };
-                    make(&s, "vm", Some("p"), "a", json!({"image": "tiny", "memory": big}), Value::Null)
-                        .await;
+                    s.make("vm", "p/a", &json!({"image": "tiny", "memory": big})).await.expect("vm");
                 })
             })
             .await
@@ -185,7 +174,7 @@ async fn crashes_during_creation_and_removal_leave_no_trace() {
         .crash_everywhere(&|s| {
             Box::pin(async move {
                 world(&s).await;
-                make(&s, "vm", Some("p"), "a", spec(), Value::Null).await;
+                s.make("vm", "p/a", &spec()).await.expect("vm");
             })
         })
         .await
@@ -196,7 +185,7 @@ async fn crashes_during_creation_and_removal_leave_no_trace() {
                 let kv = s.kv().clone();
                 let s = Store::new(kv, s.registry().clone());
                 world(&s).await;
-                make(&s, "vm", Some("p"), "a", spec(), Value::Null).await;
+                s.make("vm", "p/a", &spec()).await.expect("vm");
                 let v = vm(&s).await;
                 let mut tx = s.begin();
                 let port =
@@ -244,7 +233,7 @@ async fn running() -> Store {
         .run(&|s| {
             Box::pin(async move {
                 world(&s).await;
-                make(&s, "vm", Some("p"), "a", spec(), Value::Null).await;
+                s.make("vm", "p/a", &spec()).await.expect("vm");
             })
         })
         .await
