@@ -8,7 +8,7 @@ use photon_kv::{
     Check, Committed, Direction, Kv, KvError, KvResult, MemKv, Page, Range, ReadAt, Revision, Versioned,
     Watch, Write,
 };
-use photon_resource::{RESOURCE_PREFIX, Registry, Store};
+use photon_resource::{AUDIT_PREFIX, RESOURCE_PREFIX, Registry, Store};
 use std::{
     future::Future,
     pin::Pin,
@@ -102,7 +102,8 @@ impl Harness {
                     let fresh = View::default();
                     let (tx, _rx) = tokio::sync::mpsc::unbounded_channel();
                     Feed::new(store.clone(), fresh.clone(), tx).fill().await?;
-                    match r.reconcile(&Context::new(fresh, store.clone()), &key).await {
+                    let cx = Context::new(fresh, store.acting_as(r.name()));
+                    match r.reconcile(&cx, &key).await {
                         Ok(Next::Done | Next::After(_)) => {}
                         Err(e) if e.code == Code::Unavailable => return Err(e),
                         Err(e) => pending = Some(e),
@@ -177,7 +178,16 @@ fn portrait(kv: &MemKv) -> Vec<(String, String)> {
         scrub_json(&mut json);
         json.to_string()
     };
-    kv.dump().iter().map(|v| (String::from_utf8_lossy(&v.key).into_owned(), scrub(v))).collect()
+    let mut all: Vec<_> =
+        kv.dump().iter().map(|v| (String::from_utf8_lossy(&v.key).into_owned(), scrub(v))).collect();
+    // The audit trail must tell the same, each change once, whatever the times and draws in its keys.
+    for (key, record) in all.iter_mut().filter(|(key, _)| key.starts_with(AUDIT_PREFIX)) {
+        let v: serde_json::Value = serde_json::from_str(record).unwrap_or_default();
+        *record = format!("{} {} {} {}", v["who"], v["action"], v["target"], v["because"]);
+        *key = AUDIT_PREFIX.into();
+    }
+    all.sort_unstable();
+    all
 }
 
 fn scrub_json(v: &mut serde_json::Value) {

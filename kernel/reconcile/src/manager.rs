@@ -146,7 +146,7 @@ impl Manager {
 
     /// The context of a run of `r`; none while it is another node's to run it.
     fn context(&self, r: &dyn Erased) -> Option<Context> {
-        let cx = Context::new(self.view.clone(), self.store.clone());
+        let cx = Context::new(self.view.clone(), self.store.acting_as(r.name()));
         if !r.once_per_cluster() {
             return Some(cx);
         }

@@ -18,6 +18,8 @@ use photon_kv::Range;
 pub const ROOT: &str = "/photon.internal/";
 /// Prefix of all objects.
 pub const RESOURCE_PREFIX: &str = "/photon.internal/r/";
+/// Prefix of the audit trail; its keys sort by time.
+pub const AUDIT_PREFIX: &str = "/photon.internal/audit/";
 
 /// Names one object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -96,7 +98,7 @@ pub fn claim_key(pool: &str, item: &str) -> Bytes {
 }
 
 pub(crate) fn audit_key(at: photon_base::Timestamp, id: photon_base::Uid) -> Bytes {
-    format!("{ROOT}audit/{:015}-{id}", at.0).into()
+    format!("{AUDIT_PREFIX}{:015}-{id}", at.0).into()
 }
 
 pub(crate) fn idempotency_key(identity: &photon_auth::Identity, key: &str) -> Bytes {

@@ -2,8 +2,9 @@
 //!
 //! A kind is a Rust type that implements [`Resource`]; a [`Registry`] knows all kinds of a program
 //! ([`KindInfo`], with the types erased); a [`Store`] keeps objects on any `photon_kv::Kv` and holds
-//! the rules (names, references, finalizers, generations, idempotency, audit: every change and its
-//! audit record are one commit); [`http`] serves it: CRUD, lists with cursors, watches, dry runs,
+//! the rules (names, references, finalizers, generations, idempotency); [`Tx`] alone changes objects,
+//! and writes the audit record of each change of a wish into the same commit, for users and for
+//! the cloud's own parts alike; [`http`] serves it: CRUD, lists with cursors, watches, dry runs,
 //! problem documents, OpenAPI.
 //!
 //! Invariants: an object that refers to another keeps it from being removed; a generation changes
@@ -24,10 +25,11 @@ mod selector;
 mod store;
 mod tx;
 
+use audit::Actor;
 pub use audit::AuditRecord;
 pub use diff::{FieldChange, diff};
 pub use draft::Draft;
-pub use keys::{Key, RESOURCE_PREFIX, ROOT, claim_key, kind_range, parse_key};
+pub use keys::{AUDIT_PREFIX, Key, RESOURCE_PREFIX, ROOT, claim_key, kind_range, parse_key};
 pub use kind::{Column, Flag, Reference, Resource, Scope};
 pub use meta::{Meta, Owner};
 pub use object::{Object, Raw};

@@ -1,16 +1,20 @@
 //! Objects on an ordered key-value store.
 
-use crate::{Draft, Key, KindInfo, Object, Raw, Reference, Registry, Resource, Scope, Selector, Tx, keys};
+use crate::{
+    Actor, Draft, Key, KindInfo, Object, Raw, Reference, Registry, Resource, Scope, Selector, Tx, keys,
+};
+use photon_auth::Authorized;
 use photon_base::{Cursor, Error, Name, Result};
 use photon_kv::{Direction, Kv, ReadAt, Versioned};
 use serde::Serialize;
 use std::sync::Arc;
 
-/// Where objects live. Cheap to clone.
+/// Where objects live, as seen by one part of the cloud. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     kv: Arc<dyn Kv>,
     registry: Arc<Registry>,
+    actor: &'static str,
 }
 
 /// What to list.
@@ -56,9 +60,15 @@ pub(crate) fn decode(v: &Versioned) -> Result<Raw> {
 }
 
 impl Store {
-    /// Objects of `registry`'s kinds on `kv`.
+    /// Objects of `registry`'s kinds on `kv`. Who changes them counts as `service/photon` until
+    /// [`Store::acting_as`] tells.
     pub fn new(kv: Arc<dyn Kv>, registry: Arc<Registry>) -> Store {
-        Store { kv, registry }
+        Store { kv, registry, actor: "photon" }
+    }
+
+    /// The same store in the hands of a part of the cloud: the audit trail calls it `service/NAME`.
+    pub fn acting_as(&self, name: &'static str) -> Store {
+        Store { actor: name, ..self.clone() }
     }
 
     /// The key-value store below.
@@ -191,8 +201,13 @@ impl Store {
         self.create(kind, Draft::new(name.parse()?, spec).project(project)).await
     }
 
-    /// An empty commit to fill.
+    /// An empty commit to fill, on behalf of the part of the cloud that holds this store.
     pub fn begin(&self) -> Tx<'_> {
-        Tx::new(self)
+        Tx::new(self, Actor::service(self.actor))
+    }
+
+    /// An empty commit to fill, on behalf of a caller.
+    pub fn begin_for(&self, who: &Authorized) -> Tx<'_> {
+        Tx::new(self, Actor::from(who))
     }
 }

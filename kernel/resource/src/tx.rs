@@ -1,7 +1,8 @@
 //! Changes to objects, gathered and then made in one commit.
 
 use crate::{
-    AuditRecord, Draft, Key, KindInfo, Meta, Object, Owner, Raw, Reference, Resource, Store, keys, meta,
+    Actor, Draft, FieldChange, Key, KindInfo, Meta, Object, Owner, Raw, Reference, Resource, Store,
+    audit::Change, keys, meta,
 };
 use bytes::Bytes;
 use photon_base::{Code, Error, Name, Result, Uid};
@@ -16,11 +17,18 @@ pub struct Tx<'a> {
     store: &'a Store,
     checks: Vec<(Check, Error)>,
     writes: BTreeMap<Bytes, Write>,
+    actor: Actor,
+    changes: Vec<Change>,
 }
 
 impl<'a> Tx<'a> {
-    pub(crate) fn new(store: &'a Store) -> Self {
-        Tx { store, checks: Vec::new(), writes: BTreeMap::new() }
+    pub(crate) fn new(store: &'a Store, actor: Actor) -> Self {
+        Tx { store, checks: Vec::new(), writes: BTreeMap::new(), actor, changes: Vec::new() }
+    }
+
+    /// Says in the audit records of this commit what led to it.
+    pub fn because(&mut self, why: &str) {
+        self.actor.because(why);
     }
 
     /// Adds a condition and the error that its failure means.
@@ -60,19 +68,26 @@ impl<'a> Tx<'a> {
         self.write(Write::Delete(keys::claim_key(pool, item)))
     }
 
-    /// Adds an audit record.
-    pub fn audit(&mut self, record: &AuditRecord) -> Result<()> {
-        let (k, v) = record.entry();
-        self.write(Write::Put(k, v))
+    /// Notes for the audit trail that this commit changes `part` of what belongs to an object and is not
+    /// in it, as a user's password.
+    pub fn note(&mut self, target: &Key, object: Uid, part: &str) {
+        self.changes.push(Change::beside(target, object, part));
     }
 
-    /// Puts any record of ours; for records that are not objects.
+    /// The changes of wishes so far, field by field.
+    pub(crate) fn changes(&self) -> Vec<FieldChange> {
+        self.changes.iter().flat_map(|c| c.fields.clone()).collect()
+    }
+
+    /// Puts any record of ours that is not an object.
     pub fn put(&mut self, key: Bytes, value: Bytes) -> Result<()> {
+        beside_objects(&key)?;
         self.write(Write::Put(key, value))
     }
 
-    /// Removes any record of ours.
+    /// Removes any record of ours that is not an object.
     pub fn remove(&mut self, key: Bytes) -> Result<()> {
+        beside_objects(&key)?;
         self.write(Write::Delete(key))
     }
 
@@ -109,6 +124,7 @@ impl<'a> Tx<'a> {
         let exists = Error::new(Code::Exists, format!("{key} exists already"));
         self.check(Check::absent(key.storage()), exists);
         self.put_object(&key, &object)?;
+        self.changes.extend(Change::between(&key, None, Some(&object)));
         Ok(object)
     }
 
@@ -186,10 +202,12 @@ impl<'a> Tx<'a> {
                 self.writes.insert(record.clone(), Write::Delete(record));
             }
             self.write(Write::Delete(key.storage()))?;
+            self.changes.extend(Change::between(&key, Some(old), None));
             return Ok(None);
         }
         new.status = (kind.admit_status)(new.status)?;
         self.put_object(&key, &new)?;
+        self.changes.extend(Change::between(&key, Some(old), Some(&new)));
         Ok(Some(new))
     }
 
@@ -242,8 +260,12 @@ impl<'a> Tx<'a> {
         self.replace(&kind, &old.raw()?, new.raw()?).await.map(|_| ())
     }
 
-    /// Makes the commit. Returns its revision.
+    /// Makes the commit, with an audit record for each change of a wish. Returns its revision.
     pub async fn commit(mut self) -> Result<u64> {
+        for change in std::mem::take(&mut self.changes) {
+            let (k, v) = change.record(&self.actor, photon_rt::time::wall())?;
+            self.write(Write::Put(k, v))?;
+        }
         let writes = std::mem::take(&mut self.writes).into_values().collect();
         self.send(writes).await
     }
@@ -268,4 +290,12 @@ impl<'a> Tx<'a> {
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
     }
+}
+
+/// Objects change by [`Tx::create`] and [`Tx::replace`] alone, which note what they do.
+fn beside_objects(key: &[u8]) -> Result<()> {
+    if key.starts_with(keys::RESOURCE_PREFIX.as_bytes()) {
+        return Err(Error::internal("an object is written past its rules"));
+    }
+    Ok(())
 }

@@ -9,7 +9,7 @@ use axum::{
 use photon_auth::{Action, Caller, Gate, Target, Verb};
 use photon_base::{Code, Error, Result, Timestamp};
 use photon_kv::{Direction, Range, ReadAt, Versioned, Write};
-use photon_resource::{AuditRecord, ROOT, Store, http::problem};
+use photon_resource::{AUDIT_PREFIX, AuditRecord, ROOT, Store, http::problem};
 use photon_rt::{task::Tasks, time::Duration};
 use serde::Deserialize;
 
@@ -32,7 +32,7 @@ struct At {
 }
 
 fn records() -> Range {
-    Range::prefix(format!("{ROOT}audit/"))
+    Range::prefix(AUDIT_PREFIX)
 }
 
 /// `GET /v1/audit?limit=`: the newest records.

@@ -17,6 +17,7 @@ pub async fn first_admin(store: &Store, secret: &str) -> Result<bool> {
         return Ok(false);
     }
     let (key, hash) = password_entry(&name("admin"), secret).await?;
+    let store = store.acting_as("iam-first-start");
     let mut tx = store.begin();
     let organization = OrganizationSpec { display_name: "My organisation".into() };
     tx.create(store.kind_of::<OrganizationSpec>()?, Draft::new(name("default"), &organization)).await?;

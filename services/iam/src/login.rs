@@ -280,11 +280,11 @@ impl Login {
             let _slot = self.hashing.acquire().await.map_err(|_| busy())?;
             password_entry(&name, &r.password).await?
         };
-        let mut tx = self.store.begin();
+        let mut tx = self.store.begin_for(who);
         let target = photon_resource::Key::new("user", None, name);
         tx.check(photon_kv::Check::Modified(target.storage(), user.meta.revision), Error::raced(&target));
         tx.put(key, value)?;
-        tx.audit(&photon_resource::AuditRecord::of(who, &target, user.meta.id, Vec::new()))?;
+        tx.note(&target, user.meta.id, "password");
         tx.commit().await.map(|_| ())
     }
 }
@@ -386,6 +386,24 @@ mod tests {
         assert!(
             !crate::bootstrap::first_admin(&store, "another password").await.expect("again"),
             "only once"
+        );
+        let trail = photon_kv::Range::prefix(photon_resource::AUDIT_PREFIX);
+        let trail = store.kv().scan(trail, ReadAt::Latest, 10, photon_kv::Direction::Forward).await;
+        let mut said: Vec<String> = trail
+            .expect("scan")
+            .items
+            .iter()
+            .map(|v| serde_json::from_slice::<photon_resource::AuditRecord>(&v.value).expect("record"))
+            .map(|r| format!("{} {} {}", r.who, r.action, r.target))
+            .collect();
+        said.sort_unstable();
+        assert_eq!(
+            said,
+            [
+                "service/iam-first-start cluster-binding.create cluster-binding \"admin\"",
+                "service/iam-first-start organization.create organization \"default\"",
+                "service/iam-first-start user.create user \"admin\"",
+            ]
         );
         let l = Login::new(store.clone(), keys.clone());
         let (token, _) = l.login("admin", "correct horse battery", HERE).await.expect("login");

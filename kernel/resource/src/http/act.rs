@@ -1,7 +1,7 @@
 //! Everything but watches: read, list, create, update, delete.
 
 use super::{Api, BODY_BYTES_MAX, reply, route::Route};
-use crate::{AuditRecord, Draft, FieldChange, Key, ListPage, Raw, diff, keys};
+use crate::{Draft, Key, ListPage, Raw, keys};
 use axum::{extract::Request, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -192,15 +192,14 @@ async fn attempt(
     expected: Option<u64>,
     memory: Option<&(Bytes, Uid)>,
 ) -> Result<Response> {
-    let mut tx = api.store.begin();
-    let (key, status, before, after) = match route.verb {
+    let mut tx = api.store.begin_for(who);
+    let (status, before, after) = match route.verb {
         Verb::Create => {
             let b = object_body(route, parse_body(body)?)?;
-            let key = Key::new(route.kind.kind, route.project.clone(), b.meta.name.clone());
             let spec = if b.spec.is_null() { json!({}) } else { b.spec };
             let draft = Draft::new(b.meta.name, &spec).project(route.project.clone()).labels(b.meta.labels);
             let made = tx.create(&route.kind, draft).await?;
-            (key, 202, None, Some(made))
+            (202, None, Some(made))
         }
         Verb::Update => {
             let old = existing(api, route).await?;
@@ -219,17 +218,17 @@ async fn attempt(
                 merge_patch(&mut new, &parse_body(body)?)?;
             }
             let replaced = tx.replace(&route.kind, &old, new).await?;
-            (key_of(route)?, 200, Some(old), replaced)
+            (200, Some(old), replaced)
         }
         Verb::Delete => {
             let old = existing(api, route).await?;
             guard(&old, expected)?;
             let left = tx.delete(&route.kind, &old).await?;
-            (key_of(route)?, 202, Some(old), left)
+            (202, Some(old), left)
         }
         v => return Err(Error::internal(format!("no handler for {}", v.as_str()))),
     };
-    let changes = changes(before.as_ref(), after.as_ref());
+    let changes = tx.changes();
     let object =
         after.as_ref().or(before.as_ref()).ok_or_else(|| Error::internal("a change without an object"))?;
     if route.dry_run {
@@ -244,7 +243,6 @@ async fn attempt(
         return Ok(reply(200, &shown, Some(revision)));
     }
     let mut shown = object.to_value(route.kind.kind);
-    tx.audit(&AuditRecord::new(who, &key, object.meta.id, photon_rt::time::wall(), changes))?;
     if let Some((memory_key, request)) = memory {
         tx.check(
             Check::absent(memory_key.clone()),
@@ -270,18 +268,6 @@ fn guard(old: &Raw, expected: Option<u64>) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn changes(before: Option<&Raw>, after: Option<&Raw>) -> Vec<FieldChange> {
-    let part = |o: Option<&Raw>, f: fn(&Raw) -> Value| o.map_or(Value::Null, f);
-    let labels = |o: &Raw| serde_json::to_value(&o.meta.labels).unwrap_or_default();
-    let deleting = |o: &Raw| serde_json::to_value(o.meta.deleting).unwrap_or_default();
-    let mut out = diff("meta.labels", &part(before, labels), &part(after, labels));
-    out.extend(diff("spec", &part(before, |o| o.spec.clone()), &part(after, |o| o.spec.clone())));
-    if after.is_some() {
-        out.extend(diff("meta.deleting", &part(before, deleting), &part(after, deleting)));
-    }
-    out
 }
 
 /// RFC 7396 on `meta.labels` and `spec`; other fields are refused.

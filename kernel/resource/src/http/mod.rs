@@ -20,7 +20,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod tests_support;
+pub(crate) mod tests_support;
 mod watch;
 
 pub use problem::problem;

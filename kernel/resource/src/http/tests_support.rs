@@ -10,10 +10,13 @@ use serde::{Deserialize, Serialize};
 pub struct ProjectSpec {}
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-pub struct NoStatus {}
+pub struct TestStatus {
+    #[serde(default)]
+    pub note: String,
+}
 
 impl Resource for ProjectSpec {
-    type Status = NoStatus;
+    type Status = TestStatus;
     const KIND: &'static str = "project";
     const PLURAL: &'static str = "projects";
     const SCOPE: Scope = Scope::Cluster;
@@ -33,7 +36,7 @@ pub struct WidgetSpec {
 }
 
 impl Resource for WidgetSpec {
-    type Status = NoStatus;
+    type Status = TestStatus;
     const KIND: &'static str = "widget";
     const PLURAL: &'static str = "widgets";
     const SCOPE: Scope = Scope::Project;

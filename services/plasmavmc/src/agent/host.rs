@@ -45,6 +45,7 @@ pub async fn report_host(
     networking: &'static str,
     tasks: &Tasks,
 ) -> Result<()> {
+    let store = store.acting_as("plasmavmc-host");
     report(&agent, &store, networking).await?;
     tasks.spawn("host-report", async move {
         loop {

@@ -92,7 +92,7 @@ impl Images {
                     description: "a tiny Linux, for trying things out".into(),
                     min_memory: Bytes::mib(96),
                 };
-                store.make("image", "tiny", &spec).await?.meta.id
+                store.acting_as("plasmavmc-images").make("image", "tiny", &spec).await?.meta.id
             }
         };
         let folder = self.folder(image);
@@ -214,8 +214,8 @@ impl Connect for ContentRoute {
             }
         };
         // The record first: no content without one, wherever a crash comes.
-        let mut tx = self.store.begin();
-        tx.audit(&photon_resource::AuditRecord::of(&who, &key, image.meta.id, Vec::new()))?;
+        let mut tx = self.store.begin_for(&who);
+        tx.note(&key, image.meta.id, "content");
         tx.commit().await?;
         self.images.finish(image.meta.id, &Ready { sha256, size, cmdline: String::new() })?;
         self.poke.poke(&key);

@@ -292,7 +292,7 @@ impl World<'_> {
             false => ("ProcessDied", format!("the virtual machine's process ended: {}", i.status.message)),
         };
         let mut s = self.mirrored();
-        set_condition(&mut s.conditions, "Ended", true, reason, message, wall());
+        set_condition(&mut s.conditions, "Ended", true, reason, message.clone(), wall());
         set_condition(&mut s.conditions, "Ready", false, reason, "", wall());
         (s.phase, s.restarts) = if again {
             (Phase::Pending, s.restarts + u64::from(!by_host))
@@ -300,6 +300,7 @@ impl World<'_> {
             (Phase::Stopped, s.restarts)
         };
         let mut tx = self.cx.begin();
+        tx.because(&message);
         self.drop_incarnation(&mut tx, i).await?;
         tx.update(&self.vm, |v| {
             v.status = s;

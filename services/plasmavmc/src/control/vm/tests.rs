@@ -2,7 +2,7 @@
 
 use super::*;
 use photon_reconcile::harness::Harness;
-use photon_resource::{Draft, Resource, Store};
+use photon_resource::{AUDIT_PREFIX, AuditRecord, Draft, Resource, Store};
 use serde_json::{Value, json};
 
 /// What PrismNET and the host's agent would do.
@@ -200,6 +200,65 @@ async fn crashes_during_creation_and_removal_leave_no_trace() {
     assert!(created >= 8 && removed >= 6, "{created} {removed}");
 }
 
+async fn trail(s: &Store) -> Vec<AuditRecord> {
+    let all = photon_kv::Range::prefix(AUDIT_PREFIX);
+    let page = s.kv().scan(all, photon_kv::ReadAt::Latest, 1000, photon_kv::Direction::Forward).await;
+    let page = page.expect("scan");
+    assert!(!page.more);
+    page.items.iter().map(|v| serde_json::from_slice(&v.value).expect("record")).collect()
+}
+
+/// Every object and every generation of it has its record.
+async fn audited(s: &Store) {
+    let trail = trail(s).await;
+    let mut seen = 0;
+    for kind in s.registry().kinds() {
+        for o in s.list(kind, &Default::default()).await.expect("list").items {
+            let of = |verb: &str| {
+                let action = format!("{}.{verb}", kind.kind);
+                trail.iter().filter(|r| r.object == o.meta.id && r.action == action).count() as u64
+            };
+            // An incarnation made again has the identity of the one before, whose records count too.
+            let (lives, changes) = (of("create"), of("update") + of("delete"));
+            let once = lives == 1 && changes == o.meta.generation - 1;
+            assert!(once || lives > 1 && o.meta.owner.is_some(), "{lives} {changes} {o:?}");
+            seen += 1;
+        }
+    }
+    let made = trail.iter().filter(|r| r.action.ends_with(".create")).count();
+    let gone = trail.iter().filter(|r| r.action.ends_with(".delete")).count();
+    assert_eq!(made - gone, seen, "what is gone was asked to go: {trail:?}");
+}
+
+#[tokio::test]
+async fn whatever_happens_to_a_vm_every_wish_and_its_change_is_audited() {
+    let mut s = running().await;
+    audited(&s).await;
+    let acts: [(&str, &[&str]); 4] = [
+        ("stop", &["incarnation.delete service/plasmavmc-vm", "incarnation.update service/plasmavmc-vm"]),
+        ("start", &["incarnation.create service/plasmavmc-vm"]),
+        ("shutdown", &["incarnation.delete service/plasmavmc-vm", "vm.update service/plasmavmc-vm"]),
+        ("delete", &["port.delete service/plasmavmc-vm"]),
+    ];
+    for (act, expected) in acts {
+        let before = trail(&s).await.len();
+        s = then(s, async |s| match act {
+            "stop" => change(s, |v| v.spec.power = Power::Stopped).await,
+            "start" => change(s, |v| v.spec.power = Power::Running).await,
+            "shutdown" => end(s, true).await,
+            _ => change(s, |v| v.meta.deleting = Some(wall())).await,
+        })
+        .await;
+        audited(&s).await;
+        let new = trail(&s).await.split_off(before);
+        let own = new.iter().filter(|r| r.who != "service/photon");
+        let mut own: Vec<String> = own.map(|r| format!("{} {}", r.action, r.who)).collect();
+        own.sort_unstable();
+        assert_eq!(own, expected, "{act}");
+    }
+    assert!(s.list_all::<VmSpec>(None).await.expect("list").is_empty());
+}
+
 /// Runs to rest, changes something, runs to rest again.
 async fn then(first: Store, f: impl AsyncFnOnce(&Store)) -> Store {
     f(&first).await;
@@ -212,15 +271,19 @@ async fn then(first: Store, f: impl AsyncFnOnce(&Store)) -> Store {
             photon_reconcile::Feed::new(store.clone(), view.clone(), tx).fill().await.expect("fill");
             for (storage, _) in view.list(&format!("{}{storage_kind}/", photon_resource::RESOURCE_PREFIX)) {
                 let (_, project, n) = photon_resource::parse_key(storage.as_bytes()).expect("key");
-                let cx = Context::new(view.clone(), store.clone());
+                let cx = |by| Context::new(view.clone(), store.acting_as(by));
                 let _ = match storage_kind {
                     "vm" => {
-                        let _ =
-                            Disks.reconcile(&cx, &Key::new(VmSpec::KIND, project.clone(), n.clone())).await;
-                        VmController.reconcile(&cx, &Key::new(VmSpec::KIND, project, n)).await
+                        let _ = Disks
+                            .reconcile(&cx("test-disks"), &Key::new(VmSpec::KIND, project.clone(), n.clone()))
+                            .await;
+                        let by = VmController.name();
+                        VmController.reconcile(&cx(by), &Key::new(VmSpec::KIND, project, n)).await
                     }
-                    "port" => Ports.reconcile(&cx, &Key::new(PortSpec::KIND, project, n)).await,
-                    _ => Agent.reconcile(&cx, &Key::new(IncarnationSpec::KIND, project, n)).await,
+                    "port" => Ports.reconcile(&cx("test-ports"), &Key::new(PortSpec::KIND, project, n)).await,
+                    _ => {
+                        Agent.reconcile(&cx("test-agent"), &Key::new(IncarnationSpec::KIND, project, n)).await
+                    }
                 }; // races are solved by the next round
             }
         }
@@ -267,6 +330,12 @@ async fn a_guest_that_shuts_down_stays_off_and_one_that_dies_comes_back() {
     let s = then(running().await, async |s| end(s, true).await).await;
     let v = vm(&s).await;
     assert_eq!((v.status.phase, v.spec.power), (Phase::Stopped, Power::Stopped));
+    let stopped = |r: &AuditRecord| r.changes.iter().any(|c| c.field == "spec.power");
+    let trail = trail(&s).await;
+    let by: Vec<&AuditRecord> = trail.iter().filter(|r| stopped(r)).collect();
+    let said: Vec<_> = by.iter().map(|r| (&*r.who, &*r.action, &*r.because, r.object)).collect();
+    let why = "the guest shut itself down";
+    assert_eq!(said, [("service/plasmavmc-vm", "vm.update", why, v.meta.id)]);
     let s = then(running().await, async |s| end(s, false).await).await;
     let v = vm(&s).await;
     assert_eq!((v.status.restarts, v.spec.power), (1, Power::Running));
