@@ -22,7 +22,7 @@ pub struct Command {
     #[prost(bool, tag = "2")]
     tenant: bool,
     /// What to do.
-    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9, 10")]
+    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub op: Option<Op>,
 }
 
@@ -46,6 +46,8 @@ pub enum Op {
     Commit(Commit),
     #[prost(message, tag = "10")]
     Alarm(AlarmRequest),
+    #[prost(message, tag = "11")]
+    LeaseCheckpoint(Checkpoint),
 }
 
 /// Makes a lease.
@@ -65,6 +67,28 @@ pub struct Revoke {
     /// Which.
     #[prost(int64, tag = "1")]
     pub id: i64,
+}
+
+/// Records how long leases have left, so that a new leader does not begin anew.
+#[derive(Clone, PartialEq, Message)]
+pub struct Checkpoint {
+    /// Of each lease.
+    #[prost(message, repeated, tag = "1")]
+    pub leases: Vec<Left>,
+}
+
+/// What a lease has left.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Left {
+    /// Which.
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+    /// Seconds; 0 takes the record back: its whole time to live.
+    #[prost(int64, tag = "2")]
+    pub seconds: i64,
+    /// The record that this one follows. One that was overtaken by a renewal counts for nothing.
+    #[prost(uint64, tag = "3")]
+    pub renewals: u64,
 }
 
 /// A commit through `photon_kv::Kv`.

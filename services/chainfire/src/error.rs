@@ -55,6 +55,9 @@ pub enum EtcdError {
     /// A condition of a commit through `photon_kv` did not hold. Never leaves by gRPC.
     #[error("etcdserver: condition {0} did not hold")]
     CheckFailed(usize),
+    /// What clients are told to do in another way.
+    #[error("etcdserver: {0}")]
+    Unimplemented(&'static str),
     /// Not one of etcd's: a request that this store cannot carry.
     #[error("chainfire: {0}")]
     Unsupported(String),
@@ -90,6 +93,7 @@ impl EtcdError {
             EtcdError::PermissionDenied => Code::PermissionDenied,
             EtcdError::NoIdentity => Code::Unauthenticated,
             EtcdError::Timeout | EtcdError::NoLeader | EtcdError::Stopped => Code::Unavailable,
+            EtcdError::Unimplemented(_) => Code::Unimplemented,
             EtcdError::Internal(_) => Code::Internal,
         }
     }

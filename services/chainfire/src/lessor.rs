@@ -1,12 +1,18 @@
 //! Lease timers. Which leases exist is the machine's business; how long each has left lives here, in
-//! memory, and starts anew when this node does: a lease may live longer than granted, never shorter.
+//! memory. Of leases that live long it is recorded through the log from time to time (etcd's
+//! checkpoints), so that a restart or a new leader does not begin anew: a lease may live longer than
+//! granted, by less than [`RECORD_EVERY`] and the time without a leader, never shorter. A lease that is
+//! kept alive has its record taken back before the answer, or a crash would shorten it.
 
-use crate::{EtcdError, EtcdResult, Scope, model::LeaseEffect};
+use crate::{EtcdError, EtcdResult, Scope, command::Left, model::LeaseEffect};
 use photon_rt::time::{Duration, Instant};
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
 };
+
+/// Leases that live longer have what they have left recorded this often (etcd's interval).
+const RECORD_EVERY: Duration = Duration::from_secs(300);
 
 /// All timers.
 #[derive(Default)]
@@ -18,6 +24,8 @@ pub struct Lessor {
 struct Timers {
     leases: HashMap<i64, Timer>,
     deadlines: BTreeSet<(Instant, i64)>,
+    /// When to record the next, of leases that live long.
+    records: BTreeSet<(Instant, i64)>,
 }
 
 #[derive(Clone, Copy)]
@@ -27,6 +35,12 @@ struct Timer {
     deadline: Instant,
     /// Its end was proposed: too late to keep it alive.
     ending: bool,
+    /// Less than all its time is recorded.
+    recorded: bool,
+    /// How often that was taken back.
+    renewals: u64,
+    /// When to record it, if it lives long.
+    record: Option<Instant>,
 }
 
 /// A lease and its time.
@@ -55,11 +69,23 @@ impl Lessor {
         let mut t = self.lock();
         for e in effects {
             match *e {
-                LeaseEffect::Granted { id, ttl, system } => {
-                    let deadline = after(ttl);
+                LeaseEffect::Granted { id, ttl, left, renewals, system } => {
+                    let deadline = after(if left > 0 { left } else { ttl });
+                    let long = Duration::from_secs(ttl.max(0) as u64) > RECORD_EVERY;
+                    let record = long.then(|| photon_rt::time::now() + RECORD_EVERY);
                     t.remove(id);
-                    t.leases.insert(id, Timer { ttl, system, deadline, ending: false });
+                    let recorded = left > 0;
+                    t.leases.insert(
+                        id,
+                        Timer { ttl, system, deadline, ending: false, recorded, renewals, record },
+                    );
                     t.deadlines.insert((deadline, id));
+                    t.records.extend(record.map(|at| (at, id)));
+                }
+                LeaseEffect::Recorded { id, left, renewals } => {
+                    if let Some(timer) = t.leases.get_mut(&id) {
+                        (timer.recorded, timer.renewals) = (left > 0, renewals);
+                    }
                 }
                 LeaseEffect::Revoked { id } => t.remove(id),
             }
@@ -72,18 +98,46 @@ impl Lessor {
         self.apply(leases);
     }
 
-    /// Keeps a lease alive; answers its time to live.
-    pub fn renew(&self, scope: Scope, id: i64) -> EtcdResult<i64> {
+    /// Keeps a lease alive; answers its time to live, or nothing when its record must be taken back
+    /// before.
+    pub fn renew(&self, scope: Scope, id: i64) -> EtcdResult<Option<i64>> {
         let mut t = self.lock();
         let mut timer = t.visible(scope, id)?;
         if timer.ending {
             return Err(EtcdError::LeaseNotFound);
         }
+        if timer.recorded {
+            return Ok(None);
+        }
         t.deadlines.remove(&(timer.deadline, id));
         timer.deadline = after(timer.ttl);
         t.deadlines.insert((timer.deadline, id));
         t.leases.insert(id, timer);
-        Ok(timer.ttl)
+        Ok(Some(timer.ttl))
+    }
+
+    /// At most `limit` leases that are due to be recorded, with the whole seconds that each has left.
+    pub fn due(&self, limit: usize) -> Vec<Left> {
+        let now = photon_rt::time::now();
+        let mut t = self.lock();
+        let due: Vec<(Instant, i64)> =
+            t.records.iter().take_while(|(at, _)| *at <= now).take(limit).copied().collect();
+        let mut out = Vec::new();
+        for (at, id) in due {
+            let again = now + RECORD_EVERY;
+            t.records.remove(&(at, id));
+            t.records.insert((again, id));
+            if let Some(timer) = t.leases.get_mut(&id) {
+                timer.record = Some(again);
+                let left = timer.deadline.saturating_duration_since(now).as_secs() as i64;
+                if !timer.ending && left > 0 {
+                    // From now on a renewal waits for the record to be taken back: it is on its way.
+                    timer.recorded = true;
+                    out.push(Left { id, seconds: left, renewals: timer.renewals });
+                }
+            }
+        }
+        out
     }
 
     /// How long a lease has left.
@@ -135,6 +189,9 @@ impl Timers {
     fn remove(&mut self, id: i64) {
         if let Some(t) = self.leases.remove(&id) {
             self.deadlines.remove(&(t.deadline, id));
+            if let Some(at) = t.record {
+                self.records.remove(&(at, id));
+            }
         }
     }
 }

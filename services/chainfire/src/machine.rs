@@ -86,7 +86,7 @@ fn leases(view: &dyn View) -> EtcdResult<Vec<LeaseEffect>> {
             let bad = || EtcdError::Internal("a stored lease cannot be read".into());
             let id = split_lease_key(&k).ok_or_else(bad)?;
             let r = LeaseRecord::decode(v).map_err(|_| bad())?;
-            Ok(LeaseEffect::Granted { id, ttl: r.ttl, system: r.system })
+            Ok(LeaseEffect::Granted { id, ttl: r.ttl, left: r.left, renewals: r.renewals, system: r.system })
         })
         .collect()
 }

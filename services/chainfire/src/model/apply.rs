@@ -3,7 +3,7 @@
 use super::{check, layout::*, read::Reader, rules::Rules};
 use crate::{
     EtcdError, EtcdResult, Scope, Span,
-    command::{Check, Command, Commit, Grant, Op, Revoke},
+    command::{Check, Checkpoint, Command, Commit, Grant, Op, Revoke},
     wire::{
         etcdserverpb::{
             AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse,
@@ -69,7 +69,9 @@ pub enum Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseEffect {
     /// A lease was made.
-    Granted { id: i64, ttl: i64, system: bool },
+    Granted { id: i64, ttl: i64, left: i64, renewals: u64, system: bool },
+    /// What a lease has left was recorded (0: all).
+    Recorded { id: i64, left: i64, renewals: u64 },
     /// A lease ended.
     Revoked { id: i64 },
 }
@@ -131,6 +133,7 @@ impl Batch {
             Some(Op::LeaseGrant(r)) => self.grant(scope, r),
             Some(Op::LeaseRevoke(r)) => self.revoke(scope, r),
             Some(Op::Commit(r)) => self.commit(r),
+            Some(Op::LeaseCheckpoint(r)) => self.checkpoint(r),
             Some(Op::Alarm(r)) => self.alarm(scope, r),
             None => Err(EtcdError::Unsupported("an empty command".into())),
         }
@@ -261,8 +264,8 @@ impl Batch {
             return Err(EtcdError::LeaseExists);
         }
         let system = scope == Scope::Operator;
-        self.over.put(LEASE, key, LeaseRecord { ttl, system }.encode_to_vec());
-        self.leases.push(LeaseEffect::Granted { id: r.id, ttl, system });
+        self.over.put(LEASE, key, LeaseRecord { ttl, system, ..Default::default() }.encode_to_vec());
+        self.leases.push(LeaseEffect::Granted { id: r.id, ttl, left: 0, renewals: 0, system });
         Ok(Answer::LeaseGrant { revision: self.revision, ttl })
     }
 
@@ -272,6 +275,27 @@ impl Batch {
         self.write(|tx| keys.into_iter().try_for_each(|k| tx.delete(&k)))?;
         self.over.remove(LEASE, lease_key(r.id));
         self.leases.push(LeaseEffect::Revoked { id: r.id });
+        Ok(Answer::Revision(self.revision))
+    }
+
+    /// Leases that are gone meanwhile are left out.
+    fn checkpoint(&mut self, r: &Checkpoint) -> EtcdResult<Answer> {
+        for l in &r.leases {
+            let mut record = match self.lease(Scope::Operator, l.id) {
+                Ok(r) => r,
+                Err(EtcdError::LeaseNotFound) => continue,
+                Err(e) => return Err(e),
+            };
+            if l.seconds <= 0 {
+                record.left = 0;
+                record.renewals += 1;
+            } else if l.renewals == record.renewals {
+                record.left = l.seconds.min(record.ttl);
+            }
+            self.over.put(LEASE, lease_key(l.id), record.encode_to_vec());
+            let (left, renewals) = (record.left, record.renewals);
+            self.leases.push(LeaseEffect::Recorded { id: l.id, left, renewals });
+        }
         Ok(Answer::Revision(self.revision))
     }
 

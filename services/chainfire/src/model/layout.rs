@@ -58,6 +58,12 @@ pub struct LeaseRecord {
     /// Made by an operator: invisible to tenants.
     #[prost(bool, tag = "2")]
     pub system: bool,
+    /// Seconds left when it was last recorded; 0 is all of `ttl`.
+    #[prost(int64, tag = "3")]
+    pub left: i64,
+    /// How often such a record was taken back.
+    #[prost(uint64, tag = "4")]
+    pub renewals: u64,
 }
 
 /// A place in history: revision, and number within it.

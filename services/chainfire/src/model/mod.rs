@@ -7,6 +7,7 @@ pub mod hash;
 pub mod layout;
 pub mod read;
 pub mod rules;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 

@@ -151,14 +151,7 @@ impl<'a> Reader<'a> {
         };
         let mut kvs = found.kvs;
         if filtered {
-            let above = |min: i64, v: i64| min == 0 || v >= min;
-            let below = |max: i64, v: i64| max == 0 || v <= max;
-            kvs.retain(|kv| {
-                below(r.max_mod_revision, kv.mod_revision)
-                    && above(r.min_mod_revision, kv.mod_revision)
-                    && below(r.max_create_revision, kv.create_revision)
-                    && above(r.min_create_revision, kv.create_revision)
-            });
+            kvs.retain(|kv| within(r, kv));
         }
         sort(&mut kvs, r.sort_order, r.sort_target);
         let more = limit > 0 && kvs.len() > limit;
@@ -234,6 +227,16 @@ impl<'a> Reader<'a> {
             Err(_) => true,
         }
     }
+}
+
+/// True when a pair passes a request's filters.
+pub fn within(r: &RangeRequest, kv: &KeyValue) -> bool {
+    let above = |min: i64, v: i64| min == 0 || v >= min;
+    let below = |max: i64, v: i64| max == 0 || v <= max;
+    below(r.max_mod_revision, kv.mod_revision)
+        && above(r.min_mod_revision, kv.mod_revision)
+        && below(r.max_create_revision, kv.create_revision)
+        && above(r.min_create_revision, kv.create_revision)
 }
 
 fn sort(kvs: &mut [KeyValue], order: i32, target: i32) {

@@ -1,7 +1,13 @@
 //! The KV service.
 
 use super::{Api, etcdserverpb::*, scope};
+use futures::Stream;
+use std::pin::Pin;
+use tokio::sync::mpsc;
 use tonic::{Request, Response, Status};
+
+/// Pieces of a range (1 MiB each) that wait for a slow client.
+const QUEUE: usize = 2;
 
 #[tonic::async_trait]
 impl kv_server::Kv for Api {
@@ -10,6 +16,35 @@ impl kv_server::Kv for Api {
         let mut r = self.0.range(scope, request.into_inner()).await?;
         self.fill(&mut r.header);
         Ok(Response::new(r))
+    }
+
+    type RangeStreamStream = Pin<Box<dyn Stream<Item = Result<RangeStreamResponse, Status>> + Send>>;
+
+    async fn range_stream(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let scope = scope(&request)?;
+        let r = request.into_inner();
+        let state = self.0.range_stream_state(scope, &r).await?;
+        let (out, rx) = mpsc::channel(QUEUE);
+        let me = self.clone();
+        // One snapshot for all pieces: no compaction can come between them.
+        self.0.inner.tasks.spawn(
+            "chainfire-range-stream",
+            photon_rt::task::blocking(move || {
+                let done = state.reader().stream(scope, &r, |mut piece| {
+                    if piece.header.is_some() {
+                        me.fill(&mut piece.header);
+                    }
+                    out.blocking_send(Ok(RangeStreamResponse { range_response: Some(piece) })).is_ok()
+                });
+                if let Err(e) = done {
+                    let _ = out.blocking_send(Err(e.into())); // the client may be gone
+                }
+            }),
+        );
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(rx))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {

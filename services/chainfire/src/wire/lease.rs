@@ -36,14 +36,17 @@ impl lease_server::Lease for Api {
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let scope = scope(&request)?;
         let me = self.clone();
-        let answers = request.into_inner().map(move |r| {
-            let id = r?.id;
-            let ttl = match me.0.inner.shared.lessor.renew(scope, id) {
-                Ok(ttl) => ttl,
-                Err(EtcdError::LeaseNotFound) => 0,
-                Err(e) => return Err(e.into()),
-            };
-            Ok(LeaseKeepAliveResponse { header: me.header(me.revision()), id, ttl })
+        let answers = request.into_inner().then(move |r| {
+            let me = me.clone();
+            async move {
+                let id = r?.id;
+                let ttl = match me.0.lease_renew(scope, id).await {
+                    Ok(ttl) => ttl,
+                    Err(EtcdError::LeaseNotFound) => 0,
+                    Err(e) => return Err(e.into()),
+                };
+                Ok(LeaseKeepAliveResponse { header: me.header(me.revision()), id, ttl })
+            }
         });
         Ok(Response::new(Box::pin(answers)))
     }

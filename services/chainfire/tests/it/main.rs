@@ -10,5 +10,6 @@ mod hostile;
 mod kill;
 mod kv;
 mod maintenance;
+mod stream;
 mod tenant;
 mod watch;
