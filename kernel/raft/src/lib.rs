@@ -6,7 +6,7 @@
 //!
 //! Rooms, from the inside out: [`codec`] (our bytes for entries and messages), [`log`] (one log, one
 //! sync per turn), [`core`] (the driver around the `raft` crate, pure), [`Store`] and [`Group`] (the
-//! threads and the handle), [`sim`] (whole clusters from a seed, on the same driver).
+//! threads and the handle), [`peers`] (connections between nodes), [`sim`] (whole clusters from a seed, on the same driver).
 //!
 //! Invariants: nothing is acknowledged, voted or applied before it is durable; a machine is never
 //! ahead of its log; damage to synced data is an error, never a shorter log; after a failed write or
@@ -22,6 +22,7 @@ mod inbox;
 pub mod log;
 mod machine;
 mod members;
+pub mod peers;
 pub mod sim;
 mod store;
 mod types;

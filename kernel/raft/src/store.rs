@@ -290,6 +290,11 @@ impl Store {
         Ok(())
     }
 
+    /// A message of `group` to `node` was not delivered.
+    pub fn unreachable(&self, node: NodeId, group: GroupId) {
+        let _ = self.inner.inbox.offer(Ask::Input(Input::Unreachable { group, node }));
+    }
+
     /// Why the store no longer runs, if so.
     pub fn stopped(&self) -> Option<String> {
         lock(&self.inner.stopped).clone()

@@ -73,6 +73,11 @@ pub fn encode_message(out: &mut Vec<u8>, m: &Message) -> Result<(), CodecError> 
     Ok(())
 }
 
+/// True for an encoded message that carries a snapshot.
+pub fn is_snapshot(encoded: &[u8]) -> bool {
+    encoded.get(1) == Some(&5)
+}
+
 /// The message in `input`, which it must fill.
 pub fn decode_message(input: Bytes) -> Result<Message, CodecError> {
     let mut r = Reader::new(input);

@@ -9,7 +9,7 @@
 mod message;
 mod value;
 
-pub use message::{decode_message, encode_message};
+pub use message::{decode_message, encode_message, is_snapshot};
 pub use value::{
     decode_conf_state, decode_entry_body, decode_hard_state, encode_conf_state, encode_entry_body,
     encode_hard_state,

@@ -1,0 +1,170 @@
+//! Messages between nodes, over streams that somebody else makes (TCP, TLS) and authenticates.
+//!
+//! To each other node there are up to two connections: one for everything small, and one for snapshots,
+//! so that a heartbeat never waits behind a gigabyte. Connections go one way, from the sender. A sender's
+//! queue is bounded by number and bytes; what does not fit, or is on its way when a connection breaks, is
+//! lost, which Raft survives: it asks again. Nothing is sent twice.
+//!
+//! Considered: HTTP/2 streams of the listeners we have. Raft wants neither flow control by stream nor
+//! answers; a frame is a length and a message.
+
+mod frame;
+mod outgoing;
+#[cfg(test)]
+mod tests;
+
+use crate::{GroupId, NodeId, Store, Transport, codec};
+use bytes::Bytes;
+use frame::{Hello, Refusal};
+use outgoing::Outgoing;
+use photon_rt::{
+    task::Tasks,
+    time::{Duration, timeout},
+};
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A connection, as good as the network makes it.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for T {}
+
+/// A connection that is being made.
+pub type Dialing = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
+
+/// Makes connections to other nodes. It must make sure that who answers is that node.
+pub trait Dial: Send + Sync + 'static {
+    /// A new connection to `to`; an error when its address is not known.
+    fn dial(&self, to: NodeId) -> Dialing;
+}
+
+/// Time for a connection to be made and greeted.
+const GREETING_MAX: Duration = Duration::from_secs(5);
+
+/// This node's connections to the others. Clones are handles on the same ones.
+#[derive(Clone)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: NodeId,
+    cluster: u64,
+    dial: Arc<dyn Dial>,
+    tasks: Tasks,
+    runtime: tokio::runtime::Handle,
+    store: OnceLock<Weak<Store>>,
+    outgoing: Mutex<HashMap<(NodeId, Lane), Outgoing>>,
+}
+
+/// Which of the two connections to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Lane {
+    Quick,
+    Snapshots,
+}
+
+/// Why a peer's connection was not served.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// The connection broke or was silent.
+    #[error("connection of a peer: {0}")]
+    Io(#[from] io::Error),
+    /// It is not for us.
+    #[error("a peer was refused: {0}")]
+    Refused(&'static str),
+    /// It sent what no peer of ours sends.
+    #[error("a peer's message was refused: {0}")]
+    Codec(#[from] codec::CodecError),
+}
+
+impl Peers {
+    /// Connections of `me` in `cluster`, made by `dial`, ended with `tasks`. Call within a runtime.
+    pub fn new(me: NodeId, cluster: u64, dial: Arc<dyn Dial>, tasks: &Tasks) -> Peers {
+        let inner = Inner {
+            me,
+            cluster,
+            dial,
+            tasks: tasks.clone(),
+            runtime: tokio::runtime::Handle::current(),
+            store: OnceLock::new(),
+            outgoing: Mutex::default(),
+        };
+        Peers { inner: Arc::new(inner) }
+    }
+
+    /// What [`Store::open`] sends by.
+    pub fn transport(&self) -> impl Transport {
+        Sender(self.clone())
+    }
+
+    /// Where messages go that come in.
+    pub fn attach(&self, store: &Arc<Store>) {
+        let _ = self.inner.store.set(Arc::downgrade(store)); // a second store changes nothing
+    }
+
+    fn store(&self) -> Option<Arc<Store>> {
+        self.inner.store.get().and_then(Weak::upgrade)
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, HashMap<(NodeId, Lane), Outgoing>> {
+        self.inner.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes connections to a node that is no member any more.
+    pub fn forget(&self, node: NodeId) {
+        self.outgoing().retain(|(n, _), _| *n != node);
+    }
+
+    /// Serves one connection of a peer to its end. `proven` says whether the other side of this stream may
+    /// speak for a node (its certificate, or that there is none).
+    pub async fn serve(
+        &self,
+        mut stream: impl Stream,
+        proven: impl FnOnce(NodeId) -> bool,
+    ) -> Result<(), PeerError> {
+        let hello = within(GREETING_MAX, "a peer's greeting", Hello::read(&mut stream)).await?;
+        let me = self.inner.me;
+        let refusal = match () {
+            () if hello.cluster != self.inner.cluster => Some(Refusal::Cluster),
+            () if hello.to != me => Some(Refusal::Node),
+            () if hello.from == me || hello.from.0 == 0 || !proven(hello.from) => Some(Refusal::Identity),
+            () => None,
+        };
+        Hello::answer(&mut stream, refusal).await?;
+        if let Some(r) = refusal {
+            return Err(PeerError::Refused(r.text()));
+        }
+        let mut reader = frame::Reader::new(stream);
+        while let Some((group, message)) = reader.next().await? {
+            let Some(store) = self.store() else { return Ok(()) };
+            store.deliver(hello.from, group, message)?;
+        }
+        Ok(())
+    }
+}
+
+async fn within<T>(limit: Duration, what: &str, f: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    timeout(limit, what, f).await.map_err(|e| io::Error::new(io::ErrorKind::TimedOut, e.to_string()))?
+}
+
+struct Sender(Peers);
+
+impl Transport for Sender {
+    fn send(&mut self, to: NodeId, group: GroupId, message: Bytes) {
+        let lane = if codec::is_snapshot(&message) { Lane::Snapshots } else { Lane::Quick };
+        let mut outgoing = self.0.outgoing();
+        let out = outgoing.entry((to, lane)).or_insert_with(|| Outgoing::start(&self.0, to));
+        if !out.push(group, message) {
+            drop(outgoing);
+            if let Some(store) = self.0.store() {
+                store.unreachable(to, group);
+            }
+        }
+    }
+}
