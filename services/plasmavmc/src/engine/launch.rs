@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Most NICs and disks of one VM: each takes a root port, and some ports stay free for hot-plug.
+/// Most NICs of one VM. Each NIC and each disk takes a root port.
 pub const NICS_MAX: usize = 8;
 /// Most disks of one VM.
 pub const DISKS_MAX: usize = 8;
