@@ -33,7 +33,12 @@ impl Samples {
 }
 
 /// The middle of some numbers.
-pub fn median(mut v: Vec<f64>) -> f64 {
+pub fn median(v: Vec<f64>) -> f64 {
+    quantile(v, 0.5)
+}
+
+/// The number below which the share `q` of some numbers lies.
+pub fn quantile(mut v: Vec<f64>, q: f64) -> f64 {
     v.sort_by(f64::total_cmp);
-    v.get(v.len() / 2).copied().unwrap_or(f64::NAN)
+    v.get((v.len() as f64 * q) as usize).copied().unwrap_or(f64::NAN)
 }
