@@ -66,10 +66,20 @@ impl Key {
         Range::prefix(format!("{ROOT}ref/{}/", self.tail()))
     }
 
+    /// True when `record` says that this object names another.
+    pub(crate) fn made(&self, record: &[u8]) -> bool {
+        record.ends_with(format!("/{}", self.tail()).as_bytes())
+    }
+
     /// The record that `by` names this object.
     pub fn referrer(&self, by: &Key) -> Bytes {
         format!("{ROOT}ref/{}/{}", self.tail(), by.tail()).into()
     }
+}
+
+/// All "is named by" records.
+pub(crate) fn all_referrers() -> Range {
+    Range::prefix(format!("{ROOT}ref/"))
 }
 
 /// All objects of a kind, in one project or everywhere.

@@ -3,11 +3,12 @@
 use crate::{
     Actor, Draft, Key, KindInfo, Object, Raw, Reference, Registry, Resource, Scope, Selector, Tx, keys,
 };
+use bytes::Bytes;
 use photon_auth::Authorized;
 use photon_base::{Cursor, Error, Name, Result};
 use photon_kv::{Direction, Kv, ReadAt, Versioned};
 use serde::Serialize;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Where objects live, as seen by one part of the cloud. Cheap to clone.
 #[derive(Clone)]
@@ -178,6 +179,22 @@ impl Store {
             match page.next {
                 Some(c) => query.cursor = Some(c),
                 None => return Ok(out),
+            }
+        }
+    }
+
+    /// Every "is named by" record that `by` has made, found by looking through all there are: slow, for
+    /// when its spec does not tell.
+    pub(crate) async fn referred_by(&self, by: &Key) -> Result<BTreeSet<Bytes>> {
+        let mut found = BTreeSet::new();
+        let mut range = keys::all_referrers();
+        loop {
+            let page = self.kv.scan(range.clone(), ReadAt::Latest, PAGE_MAX, Direction::Forward).await?;
+            let own = page.items.iter().filter(|v| by.made(&v.key));
+            found.extend(own.map(|v| v.key.clone()));
+            match page.items.last() {
+                Some(last) if page.more => range.start = [&last.key[..], &[0]].concat().into(),
+                _ => return Ok(found),
             }
         }
     }

@@ -7,7 +7,8 @@ use crate::{
 use bytes::Bytes;
 use photon_base::{Code, Error, Name, Result, Uid};
 use photon_kv::{Check, KvError, Write};
-use std::collections::{BTreeMap, btree_map::Entry};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 /// The kind that [`crate::Scope::Project`] refers to.
 pub const PROJECT_KIND: &str = "project";
@@ -139,6 +140,18 @@ impl<'a> Tx<'a> {
         Ok(())
     }
 
+    /// The "is named by" records that `by` made with its stored spec. What its kind does not admit any
+    /// more must still be able to go: then the records themselves tell.
+    async fn referred(&self, kind: &KindInfo, by: &Key, spec: &Value) -> Result<BTreeSet<Bytes>> {
+        match (kind.admit)(spec.clone()) {
+            Ok((_, references)) => {
+                let record = |r| Ok(self.store.resolve(r, by.project.as_ref())?.referrer(by));
+                references.iter().map(record).collect()
+            }
+            Err(_) => self.store.referred_by(by).await,
+        }
+    }
+
     /// Requires that `target` exists, is wanted, and does not change before the commit.
     async fn needs(&mut self, target: &Key, field: &str) -> Result<()> {
         match self.store.get_raw(target).await? {
@@ -165,17 +178,15 @@ impl<'a> Tx<'a> {
             meta::check_labels(&new.meta.labels).map_err(|e| e.within("meta"))?;
             let (spec, references) = (kind.admit)(new.spec)?;
             (kind.admit_update)(&old.spec, &spec)?;
-            let (_, before) = (kind.admit)(old.spec.clone())?;
-            for r in
-                references.iter().filter(|r| !before.iter().any(|b| b.kind == r.kind && b.name == r.name))
-            {
-                self.refer(r, old.meta.project.as_ref(), &key).await?;
+            let mut before = self.referred(kind, &key, &old.spec).await?;
+            for r in &references {
+                let record = self.store.resolve(r, key.project.as_ref())?.referrer(&key);
+                if !before.remove(&record) {
+                    self.refer(r, key.project.as_ref(), &key).await?;
+                }
             }
-            for b in
-                before.iter().filter(|b| !references.iter().any(|r| r.kind == b.kind && r.name == b.name))
-            {
-                let record = self.store.resolve(b, old.meta.project.as_ref())?.referrer(&key);
-                self.writes.insert(record.clone(), Write::Delete(record));
+            for record in before {
+                self.write(Write::Delete(record))?;
             }
             generation += u64::from(spec != old.spec);
             new.spec = spec;
@@ -196,16 +207,16 @@ impl<'a> Tx<'a> {
             ..old.meta.clone()
         };
         if new.meta.deleting.is_some() && new.meta.finalizers.is_empty() {
-            let (_, references) = (kind.admit)(old.spec.clone())?;
-            for r in references {
-                let record = self.store.resolve(&r, old.meta.project.as_ref())?.referrer(&key);
-                self.writes.insert(record.clone(), Write::Delete(record));
+            for record in self.referred(kind, &key, &old.spec).await? {
+                self.writes.insert(record.clone(), Write::Delete(record)); // `new` may have let it go already
             }
             self.write(Write::Delete(key.storage()))?;
             self.changes.extend(Change::between(&key, Some(old), None));
             return Ok(None);
         }
-        new.status = (kind.admit_status)(new.status)?;
+        if new.status != old.status {
+            new.status = (kind.admit_status)(new.status)?;
+        }
         self.put_object(&key, &new)?;
         self.changes.extend(Change::between(&key, Some(old), Some(&new)));
         Ok(Some(new))

@@ -5,7 +5,7 @@ use crate::Store;
 use axum::body::Body;
 use futures::StreamExt;
 use photon_auth::{Decision, Identity, Policy, Proof, Target};
-use photon_kv::MemKv;
+use photon_kv::{Kv, MemKv, ReadAt};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -384,6 +384,44 @@ async fn a_change_that_lost_a_race_is_made_again_unless_it_names_a_revision() {
     let lost = axum::body::to_bytes(problem(&Error::raced("it")).into_body(), 1 << 16).await.expect("body");
     let lost: Value = serde_json::from_slice(&lost).expect("json");
     assert_eq!((&lost["raced"], &lost["status"]), (&json!(true), &json!(409)));
+}
+
+#[tokio::test]
+async fn what_its_kind_does_not_admit_any_more_can_be_mended_and_removed() {
+    let kind = registry().kind("widget").expect("kind").kind;
+    for (old, mendable) in [
+        (json!({"size": 101, "part_of": "b"}), true),
+        (json!({"size": "of an older version", "part_of": "b"}), false),
+    ] {
+        for finalizers in [json!([]), json!(["f"])] {
+            let s = Server::new();
+            s.project().await;
+            s.widget("b", json!({"size": 1})).await;
+            s.widget("other", json!({"size": 1, "part_of": "b"})).await;
+            s.widget("a", json!({"size": 1, "part_of": "b"})).await;
+            let key = crate::Key::new(kind, Some("p".parse().expect("name")), "a".parse().expect("name"));
+            let stored = s.kv.get(&key.storage(), ReadAt::Latest).await.expect("get").expect("there");
+            let mut object: Value = serde_json::from_slice(&stored.value).expect("json");
+            (object["spec"], object["status"]) = (old.clone(), json!("of an older version"));
+            object["meta"]["finalizers"] = finalizers.clone();
+            let put = photon_kv::Write::Put(key.storage(), object.to_string().into());
+            s.kv.commit(Vec::new(), vec![put]).await.expect("commit");
+
+            let patch = json!({"spec": {"size": 2, "part_of": "other"}});
+            let mended = s.call("PATCH", &format!("{W}/a?dryRun=true"), patch).await.0;
+            assert_eq!(mended == 200, mendable, "{old}");
+            let (status, o) = s.call("DELETE", &format!("{W}/a"), Value::Null).await;
+            assert_eq!(status, 202, "{o}");
+            if finalizers == json!([]) {
+                assert_eq!(s.call("GET", &format!("{W}/a"), Value::Null).await.0, 404);
+                assert_eq!(s.call("DELETE", &format!("{W}/b"), Value::Null).await.0, 409, "other names it");
+                assert_eq!(s.call("DELETE", &format!("{W}/other"), Value::Null).await.0, 202);
+                assert_eq!(s.call("DELETE", &format!("{W}/b"), Value::Null).await.0, 202, "nobody names it");
+            } else {
+                assert!(o["meta"]["deleting"].is_string() || o["meta"]["deleting"].is_number(), "{o}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
