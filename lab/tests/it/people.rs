@@ -1,7 +1,7 @@
-//! What people meet beside the tour: other commands of the README, errors and exit codes, no root, two starts,
-//! Ctrl-C, an own user with a role.
+//! What people meet beside the tour: errors and exit codes, no root, two starts, Ctrl-C,
+//! an own user with a role.
 
-use photon_lab::cloud::{Cloud, guest_dir, photon_exe, root, wait};
+use photon_lab::cloud::{Cloud, guest_dir, photon_exe, wait};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Write},
@@ -97,22 +97,6 @@ fn people_use_the_other_commands() {
     assert!(cloud.ok(&["env"]).contains("export ETCDCTL_CACERT="));
     cloud.ok(&["down"]);
     assert!(cloud.ok(&["down"]).contains("not running"));
-    // README's second block names only commands that exist.
-    let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
-    for line in readme.lines().filter(|l| l.starts_with("photon ")) {
-        let verb: Vec<&str> = line
-            .split_whitespace()
-            .skip(1)
-            .take_while(|w| w.chars().all(|c| c.is_ascii_lowercase()))
-            .take(2)
-            .collect();
-        let mut args = verb.clone();
-        if verb.first() == Some(&"explain") {
-            args.truncate(1);
-        }
-        args.push("--help");
-        assert_eq!(cloud.run(&args).code, 0, "README names `{line}`");
-    }
 }
 
 #[test]

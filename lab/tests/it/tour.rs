@@ -13,13 +13,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The commands between the fences that say `tour`.
+/// The commands between the fences that say `tour`, which are all that name `photon`.
 fn tour() -> Vec<String> {
     let readme = std::fs::read_to_string(root().join("README.md")).expect("README.md");
-    let block =
-        readme.split("```sh tour\n").nth(1).and_then(|t| t.split("```").next()).expect("README has a tour");
+    let blocks: Vec<&str> =
+        readme.split("```sh tour\n").skip(1).filter_map(|t| t.split("```").next()).collect();
     let command = |l: &str| l.split("  #").next().unwrap_or(l).trim().to_string();
-    block.lines().map(command).filter(|l| !l.is_empty()).collect()
+    let commands: Vec<String> =
+        blocks.iter().flat_map(|b| b.lines()).map(command).filter(|l| !l.is_empty()).collect();
+    let named = readme.lines().filter(|l| l.starts_with("photon ")).count();
+    let run = commands.iter().filter(|c| c.starts_with("photon ")).count();
+    assert_eq!((blocks.len(), run), (2, named), "a command of README.md is outside of its tour");
+    commands
 }
 
 /// A shell that goes from command to command, as a person's does.
@@ -145,7 +150,7 @@ fn tour_of_the_readme() {
     let dir = tempfile::Builder::new().prefix("pt").rand_bytes(5).tempdir_in("/tmp").expect("folder");
     let mut shell = Shell::start(dir.path());
     let commands = tour();
-    assert!(commands.len() >= 12, "{commands:?}");
+    assert!(commands.len() >= 21, "{commands:?}");
     for c in &commands {
         let long = Duration::from_secs(600);
         if c.starts_with("photon vm console") {
@@ -160,7 +165,19 @@ fn tour_of_the_readme() {
             if c.starts_with("dig") {
                 assert!(printed.contains("10.20.0.2"), "{printed}");
             }
-            if c.starts_with("photon vm list") {
+            if c.contains("--dry-run") {
+                let left = shell.run("photon vm list --project demo -o name", long);
+                assert!(
+                    printed.contains("tiny") && !left.lines().any(|l| l.ends_with('d')),
+                    "{printed}{left}"
+                );
+            }
+            if c.contains("tier=lab") {
+                assert!(printed.contains("c ") && !printed.contains("10.20.0."), "{printed}");
+            } else if c.starts_with("photon audit") {
+                let both = printed.contains("user/admin") && printed.contains("service/plasmavmc-vm");
+                assert!(both && printed.contains("service/iam-first-start"), "{printed}");
+            } else if c.starts_with("photon vm list") {
                 assert!(printed.contains("running") && printed.contains("10.20.0.3"), "{printed}");
             }
             if c.starts_with("photon image list") {
