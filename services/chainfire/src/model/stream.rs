@@ -14,7 +14,7 @@ use bytes::Bytes;
 use photon_kv::Direction;
 
 /// A piece is sent once it has this many bytes.
-const PIECE: usize = if cfg!(test) { 64 } else { 1 << 20 };
+const PIECE: usize = if cfg!(test) { 16 } else { 1 << 20 };
 
 /// What cannot be answered in the order of the keys is refused, and clients then use Range.
 pub fn check(r: &RangeRequest) -> EtcdResult<()> {

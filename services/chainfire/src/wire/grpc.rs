@@ -1,7 +1,10 @@
 //! All gRPC services as one. A match on the path, because it is on the way of every request: a router
 //! with patterns takes several allocations for each.
 
-use super::{Api, MAX_MESSAGE, etcdserverpb::*};
+use super::{
+    Api, MAX_MESSAGE, etcdserverpb::*, v3electionpb::election_server::ElectionServer,
+    v3lockpb::lock_server::LockServer,
+};
 use axum::body::Body;
 use http::{HeaderValue, Request, Response};
 use std::{
@@ -22,6 +25,8 @@ pub struct Grpc {
     cluster: cluster_server::ClusterServer<Api>,
     maintenance: maintenance_server::MaintenanceServer<Api>,
     auth: auth_server::AuthServer<Api>,
+    lock: LockServer<Api>,
+    election: ElectionServer<Api>,
 }
 
 impl Grpc {
@@ -34,6 +39,8 @@ impl Grpc {
             cluster: cluster_server::ClusterServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
             maintenance: maintenance_server::MaintenanceServer::new(api.clone())
                 .max_decoding_message_size(MAX_MESSAGE),
+            lock: LockServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
+            election: ElectionServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
             auth: auth_server::AuthServer::new(api).max_decoding_message_size(MAX_MESSAGE),
         }
     }
@@ -49,14 +56,16 @@ impl Service<Request<Body>> for Grpc {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let service = request.uri().path().strip_prefix("/etcdserverpb.").and_then(|p| p.split_once('/'));
-        let answer = match service.map(|(name, _)| name) {
-            Some("KV") => self.kv.call(request),
-            Some("Watch") => self.watch.call(request),
-            Some("Lease") => self.lease.call(request),
-            Some("Cluster") => self.cluster.call(request),
-            Some("Maintenance") => self.maintenance.call(request),
-            Some("Auth") => self.auth.call(request),
+        let service = request.uri().path().strip_prefix('/').and_then(|p| p.split_once('/'));
+        let answer = match service.and_then(|(name, _)| name.split_once('.')) {
+            Some(("etcdserverpb", "KV")) => self.kv.call(request),
+            Some(("etcdserverpb", "Watch")) => self.watch.call(request),
+            Some(("etcdserverpb", "Lease")) => self.lease.call(request),
+            Some(("etcdserverpb", "Cluster")) => self.cluster.call(request),
+            Some(("etcdserverpb", "Maintenance")) => self.maintenance.call(request),
+            Some(("etcdserverpb", "Auth")) => self.auth.call(request),
+            Some(("v3lockpb", "Lock")) => self.lock.call(request),
+            Some(("v3electionpb", "Election")) => self.election.call(request),
             _ => return Box::pin(std::future::ready(Ok(unknown(&request)))),
         };
         Box::pin(async move { Ok(in_etcds_words(answer.await?).map(Body::new)) })

@@ -5,6 +5,7 @@ mod grpc;
 mod http;
 mod kv;
 mod lease;
+mod line;
 mod maintenance;
 mod misc;
 mod watch;
@@ -18,9 +19,15 @@ mod generated {
     pub mod etcdserverpb {
         include!("gen/etcdserverpb.rs");
     }
+    pub mod v3lockpb {
+        include!("gen/v3lockpb.rs");
+    }
+    pub mod v3electionpb {
+        include!("gen/v3electionpb.rs");
+    }
 }
 
-pub use generated::{etcdserverpb, mvccpb};
+pub use generated::{etcdserverpb, mvccpb, v3electionpb, v3lockpb};
 
 use crate::{ChainFire, EtcdError, Scope, command::MAX_REQUEST};
 use etcdserverpb::ResponseHeader;
@@ -31,6 +38,9 @@ pub const ETCD_VERSION: &str = "3.5.21";
 
 /// Greatest message that is read at all: a request of the greatest size, and its envelope.
 pub const MAX_MESSAGE: usize = MAX_REQUEST + (512 << 10);
+
+/// What every answer begins with.
+type Header = Option<ResponseHeader>;
 
 /// The gRPC services of one ChainFire.
 #[derive(Clone)]

@@ -9,6 +9,7 @@ mod harness;
 mod hostile;
 mod kill;
 mod kv;
+mod line;
 mod maintenance;
 mod stream;
 mod tenant;
