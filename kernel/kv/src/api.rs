@@ -39,6 +39,11 @@ impl Range {
         Range { start, end: end.into() }
     }
 
+    /// The part behind `key`: where a scan goes on whose last page ended with it.
+    pub fn behind(self, key: &[u8]) -> Range {
+        Range { start: [key, &[0]].concat().into(), end: self.end }
+    }
+
     /// True when `key` lies inside.
     pub fn contains(&self, key: &[u8]) -> bool {
         key >= &self.start[..] && (self.end.is_empty() || key < &self.end[..])

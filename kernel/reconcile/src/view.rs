@@ -157,11 +157,7 @@ impl Feed {
                 }
             }
             match page.items.last() {
-                Some(last) if page.more => {
-                    let mut start = last.key.to_vec();
-                    start.push(0);
-                    range.start = start.into();
-                }
+                Some(last) if page.more => range = range.behind(&last.key),
                 _ => {
                     for key in gone {
                         self.view.remove(&key);

@@ -124,9 +124,7 @@ impl Store {
                     .hint("start again without a cursor"));
             }
             at = ReadAt::Revision(c.revision);
-            let mut start = c.after.clone();
-            start.push(0);
-            range.start = start.into();
+            range = range.behind(&c.after);
         }
         let mut items = Vec::new();
         let (mut scanned, mut bytes) = (0, 0);
@@ -157,9 +155,7 @@ impl Store {
                         let next = Some(Cursor { revision: page.revision, after: key.to_vec() });
                         return Ok(ListPage { items, revision: page.revision, next });
                     }
-                    let mut start = key.to_vec();
-                    start.push(0);
-                    range.start = start.into();
+                    range = range.behind(&key);
                 }
                 _ => return Ok(ListPage { items, revision: page.revision, next: None }),
             }
@@ -193,7 +189,7 @@ impl Store {
             let own = page.items.iter().filter(|v| by.made(&v.key));
             found.extend(own.map(|v| v.key.clone()));
             match page.items.last() {
-                Some(last) if page.more => range.start = [&last.key[..], &[0]].concat().into(),
+                Some(last) if page.more => range = range.behind(&last.key),
                 _ => return Ok(found),
             }
         }

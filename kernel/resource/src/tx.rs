@@ -299,7 +299,7 @@ impl<'a> Tx<'a> {
 
     /// True when the commit would write nothing.
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty()
+        self.writes.is_empty() && self.changes.is_empty()
     }
 }
 

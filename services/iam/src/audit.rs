@@ -8,13 +8,17 @@ use axum::{
 };
 use photon_auth::{Action, Caller, Gate, Target, Verb};
 use photon_base::{Code, Error, Result, Timestamp};
-use photon_kv::{Direction, Range, ReadAt, Versioned, Write};
+use photon_kv::{Direction, Kv, Range, ReadAt, Versioned, Write};
 use photon_resource::{AUDIT_PREFIX, AuditRecord, ROOT, Store, http::problem};
 use photon_rt::{task::Tasks, time::Duration};
 use serde::Deserialize;
 
-/// Records kept.
-const KEPT_MAX: usize = 100_000;
+/// Records kept: of callers, and of the cloud's own parts.
+const CALLERS_MAX: usize = 100_000;
+const CLOUD_MAX: usize = 50_000;
+/// Records read at a time, and removed at a time.
+const PAGE: u32 = 1000;
+const CHUNK: usize = 100;
 /// How long answers to repeatable requests are kept.
 const MEMORY: Duration = Duration::from_secs(24 * 3600);
 
@@ -29,6 +33,12 @@ struct Params {
 #[derive(Deserialize)]
 struct At {
     at: Timestamp,
+}
+
+/// The part of an audit record that says whether the cloud itself acted.
+#[derive(Deserialize)]
+struct ProofOf {
+    proof: String,
 }
 
 fn records() -> Range {
@@ -74,34 +84,93 @@ pub fn trim(store: Store, tasks: &Tasks) {
 }
 
 async fn trim_once(store: &Store) -> Result<()> {
-    let kv = store.kv();
-    // Keys sort by time: whatever lies before the KEPT_MAXth newest goes.
-    let mut end = records().end;
-    let mut kept = 0;
+    trim_trail(&**store.kv(), CALLERS_MAX, CLOUD_MAX).await?;
+    forget_answers(&**store.kv()).await
+}
+
+/// Keeps the newest records of callers and, counted apart, of the cloud's own parts: a VM that restarts
+/// all day must not push out who gave whom which role.
+async fn trim_trail(kv: &dyn Kv, callers_max: usize, cloud_max: usize) -> Result<()> {
+    // Keys sort by time, so what comes last in this order is the oldest.
+    let (mut callers, mut cloud) = (0, 0);
+    let mut range = records();
     loop {
-        let range = Range { start: records().start, end: end.clone() };
-        let page = kv.scan(range, ReadAt::Latest, 1000, Direction::Backward).await?;
-        let Some(last) = page.items.last() else { break };
-        end = last.key.clone();
-        if kept >= KEPT_MAX {
-            for chunk in page.items.chunks(100) {
-                kv.commit(Vec::new(), chunk.iter().map(|v| Write::Delete(v.key.clone())).collect()).await?;
+        let page = kv.scan(range.clone(), ReadAt::Latest, PAGE, Direction::Backward).await?;
+        let mut gone = Vec::new();
+        for v in &page.items {
+            let own = serde_json::from_slice::<ProofOf>(&v.value).is_ok_and(|r| r.proof == "internal");
+            let (count, max) = if own { (&mut cloud, cloud_max) } else { (&mut callers, callers_max) };
+            *count += 1;
+            if *count > max {
+                gone.push(Write::Delete(v.key.clone()));
             }
         }
-        kept += page.items.len();
+        for chunk in gone.chunks(CHUNK) {
+            kv.commit(Vec::new(), chunk.to_vec()).await?;
+        }
+        match page.items.last() {
+            Some(last) if page.more => range.end = last.key.clone(),
+            _ => return Ok(()),
+        }
     }
+}
+
+/// Removes answers that nobody will ask for again.
+async fn forget_answers(kv: &dyn Kv) -> Result<()> {
     let yesterday = Timestamp(photon_rt::time::wall().0.saturating_sub(MEMORY.as_millis() as u64));
     let mut range = Range::prefix(format!("{ROOT}idem/"));
     loop {
-        let page = kv.scan(range.clone(), ReadAt::Latest, 100, Direction::Forward).await?;
+        let page = kv.scan(range.clone(), ReadAt::Latest, CHUNK as u32, Direction::Forward).await?;
         let old = |v: &&Versioned| serde_json::from_slice::<At>(&v.value).map_or(true, |r| r.at < yesterday);
         let gone: Vec<Write> = page.items.iter().filter(old).map(|v| Write::Delete(v.key.clone())).collect();
         if !gone.is_empty() {
             kv.commit(Vec::new(), gone).await?;
         }
         match page.items.last() {
-            Some(last) if page.more => range.start = [&last.key[..], &[0]].concat().into(),
+            Some(last) if page.more => range = range.behind(&last.key),
             _ => return Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use photon_kv::MemKv;
+
+    #[tokio::test]
+    async fn the_newest_records_stay_and_the_cloud_s_own_do_not_push_out_those_of_people() {
+        let kv = MemKv::new();
+        for i in 0..2500 {
+            // Each tenth by a person.
+            let proof = if i % 10 == 0 { "token:t" } else { "internal" };
+            let record = AuditRecord {
+                at: Timestamp(i),
+                who: "user/a".into(),
+                proof: proof.into(),
+                action: "vm.create".into(),
+                target: "vm".into(),
+                object: photon_base::Uid(0),
+                because: String::new(),
+                changes: Vec::new(),
+            };
+            let bytes = serde_json::to_vec(&record).expect("json");
+            let put = Write::Put(format!("{AUDIT_PREFIX}{i:015}-x").into(), bytes.into());
+            kv.commit(Vec::new(), vec![put]).await.expect("commit");
+        }
+        for (callers_max, cloud_max) in [(10_000, 10_000), (200, 50), (200, 50), (3, 0)] {
+            trim_trail(&kv, callers_max, cloud_max).await.expect("trim");
+            let left: Vec<AuditRecord> =
+                kv.dump().iter().map(|v| serde_json::from_slice(&v.value).expect("record")).collect();
+            let oldest = |own: bool| left.iter().find(|r| (r.proof == "internal") == own).map(|r| r.at.0);
+            let count = |own: bool| left.iter().filter(|r| (r.proof == "internal") == own).count();
+            let (callers, cloud) = (callers_max.min(250), cloud_max.min(2250));
+            assert_eq!((count(false), count(true)), (callers, cloud));
+            assert_eq!(oldest(false), Some((250 - callers as u64) * 10), "the newest stay");
+            assert_eq!(
+                oldest(true),
+                [None, Some(2445), Some(1)][(cloud > 0) as usize + (cloud > 50) as usize]
+            );
         }
     }
 }

@@ -23,7 +23,7 @@ use std::{
 use tokio::sync::Semaphore;
 
 /// How long a token is good.
-pub const TOKEN_TTL: Duration = Duration::from_secs(15 * 60);
+const TOKEN_TTL: Duration = Duration::from_secs(15 * 60);
 /// Passwords hashed at a time, and callers that may wait for their turn. Each costs 19 MiB and 20 ms.
 const HASHING_MAX: usize = 2;
 const WAITING_MAX: usize = 64;
@@ -119,7 +119,7 @@ fn hash_key(user: &Name) -> bytes::Bytes {
 }
 
 /// The entry that sets a user's password.
-pub async fn password_entry(user: &Name, secret: &str) -> Result<(bytes::Bytes, bytes::Bytes)> {
+pub(crate) async fn password_entry(user: &Name, secret: &str) -> Result<(bytes::Bytes, bytes::Bytes)> {
     let secret = secret.to_string();
     let hash = photon_rt::task::blocking(move || password::hash(&secret)).await?;
     Ok((hash_key(user), hash.into()))
