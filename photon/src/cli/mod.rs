@@ -2,6 +2,7 @@
 //! from the registry.
 
 mod apply;
+mod chainfire;
 mod console;
 mod daemon;
 mod doctor;

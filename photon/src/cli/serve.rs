@@ -25,11 +25,17 @@ pub enum ChainfireCommand {
         #[arg(long, default_value = "default")]
         name: String,
     },
+    /// Save the store to a file, look at such a file, restore it.
+    #[command(subcommand)]
+    Snapshot(super::chainfire::SnapshotCommand),
 }
 
 /// Runs ChainFire until a signal.
 pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()> {
-    let ChainfireCommand::Serve { tls, listen_client_urls, name } = command;
+    let (tls, listen_client_urls, name) = match command {
+        ChainfireCommand::Serve { tls, listen_client_urls, name } => (tls, listen_client_urls, name),
+        ChainfireCommand::Snapshot(c) => return super::chainfire::snapshot(global, c).await,
+    };
     if tls != "off" {
         return Err(Error::new(Code::Unsupported, "ChainFire alone serves plain text only")
             .why("TLS needs the cluster's authority, which `photon up` makes")

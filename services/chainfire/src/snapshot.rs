@@ -16,14 +16,18 @@ use crate::{
     EtcdResult,
     machine::{Fill, Record, dump, take_record},
     model::{Reader, hash::hash_kv, layout::*},
+    wire::etcdserverpb::{SnapshotRequest, maintenance_client::MaintenanceClient},
 };
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt};
 use photon_base::{Code, Error, Result};
 use photon_kv::engine::{Engine, FjallEngine, FjallOptions, KeyRange, View};
 use photon_raft::{MachineError, Position};
 use sha2::{Digest, Sha256};
 use std::{
-    io::{ErrorKind, Read, Seek, SeekFrom},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -223,4 +227,106 @@ pub fn restore(path: &Path, data_dir: &Path) -> Result<SnapshotStatus> {
     let state = records.fill(&engine).map_err(|e| damaged(path, e))?;
     describe(&engine, &state, total_size)
         .map_err(|e| Error::internal("the restored state cannot be read").why(e))
+}
+
+/// Asks a store without TLS for its snapshot.
+pub async fn fetch(url: &str) -> Result<impl Stream<Item = Result<Bytes>> + Unpin + use<>> {
+    let away = |e: &dyn std::fmt::Display| Error::unavailable(format!("no snapshot from {url}")).why(e);
+    let channel = tonic::transport::Endpoint::from_shared(url.to_string())
+        .map_err(|e| Error::invalid("endpoints", "is not a URL").why(e))?
+        .connect()
+        .await
+        .map_err(|e| away(&e))?;
+    let mut client = MaintenanceClient::new(channel).max_decoding_message_size(2 * READ);
+    let pieces = client.snapshot(SnapshotRequest {}).await.map_err(|e| away(&e.message()))?.into_inner();
+    Ok(pieces.map(|p| match p {
+        Ok(p) => Ok(p.blob),
+        Err(e) => Err(Error::unavailable("the snapshot broke off").why(e.message())),
+    }))
+}
+
+/// The pieces of a snapshot out of the lines of the JSON gateway.
+#[derive(Default)]
+pub struct JsonPieces(BytesMut);
+
+impl JsonPieces {
+    /// Takes more of the answer; gives the pieces that are whole.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Vec<Bytes>> {
+        self.0.extend_from_slice(bytes);
+        let mut out = Vec::new();
+        while let Some(end) = self.0.iter().position(|b| *b == b'\n') {
+            let line = self.0.split_to(end + 1);
+            let bad = || Error::unavailable("the answer is not a snapshot").why(Shown(&line));
+            let v: serde_json::Value = serde_json::from_slice(&line).map_err(|_| bad())?;
+            if let Some(why) = v.pointer("/error/message").or(v.get("message")) {
+                return Err(Error::unavailable("the store gives no snapshot").why(why));
+            }
+            if let Some(blob) = v.pointer("/result/blob").and_then(|b| b.as_str()) {
+                out.push(STANDARD.decode(blob).map_err(|_| bad())?.into());
+            }
+        }
+        if self.0.len() > 4 * READ {
+            return Err(Error::unavailable("the answer is not a snapshot"));
+        }
+        Ok(out)
+    }
+}
+
+/// The beginning of a line, for people.
+struct Shown<'a>(&'a [u8]);
+
+impl std::fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0[..self.0.len().min(200)]))
+    }
+}
+
+/// Writes a file that appears once it is whole.
+pub struct Saver {
+    path: PathBuf,
+    part: PathBuf,
+    file: photon_rt::fs::File,
+}
+
+impl Saver {
+    /// Begins the file.
+    pub fn new(path: &Path) -> Result<Saver> {
+        let mut part = path.as_os_str().to_os_string();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let file = photon_rt::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&part)
+            .map_err(|e| unwritten(&part, e))?;
+        Ok(Saver { path: path.to_path_buf(), part, file })
+    }
+
+    /// Adds a piece.
+    pub fn add(&mut self, piece: &[u8]) -> Result<()> {
+        self.file.write_all(piece).map_err(|e| unwritten(&self.part, e))
+    }
+
+    /// Checks what was written and gives the file its name. Blocks.
+    pub fn finish(self) -> Result<SnapshotStatus> {
+        let told = status(&self.part)?;
+        let failed = |e| unwritten(&self.path, e);
+        self.file.sync_all().map_err(failed)?;
+        photon_rt::fs::rename(&self.part, &self.path).map_err(failed)?;
+        let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        photon_rt::fs::open(folder).and_then(|d| d.sync_all()).map_err(failed)?;
+        Ok(told)
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        let _ = photon_rt::fs::remove_file(&self.part); // gone already when the file is whole
+    }
+}
+
+fn unwritten(path: &Path, e: std::io::Error) -> Error {
+    Error::internal(format!("cannot write {}", path.display())).why(e)
 }

@@ -1,29 +1,100 @@
-//! `/health`, `/version` and `/metrics`.
+//! `/health`, `/livez`, `/readyz`, `/version` and `/metrics`.
 
-use super::ETCD_VERSION;
+use super::{ETCD_VERSION, etcdserverpb::AlarmType};
 use crate::{ChainFire, Scope};
-use axum::{Extension, Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get};
+use axum::{
+    Extension, Json, Router,
+    extract::{Query, State},
+    http::StatusCode,
+    response::IntoResponse,
+    routing::get,
+};
 use std::{fmt::Write, sync::atomic::Ordering::Relaxed};
 
 /// The pages.
 pub fn pages(c: &ChainFire) -> Router {
     Router::new()
         .route("/health", get(health))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
         .route("/version", get(version))
         .route("/metrics", get(metrics))
         .with_state(c.clone())
 }
 
-/// Healthy when a linearizable read succeeds.
-async fn health(State(c): State<ChainFire>) -> impl IntoResponse {
-    let ok = c.linearizable().await.is_ok();
+/// Parameters of the health pages, as etcd's.
+#[derive(serde::Deserialize)]
+struct Asked {
+    /// Ask this member only.
+    serializable: Option<String>,
+    /// An alarm to overlook.
+    exclude: Option<String>,
+    /// List the checks.
+    verbose: Option<String>,
+}
+
+/// What ails the store, or nothing: a raised alarm, or a linearizable read that fails.
+async fn ailment(c: &ChainFire, asked: &Asked) -> Option<String> {
+    let state = c.published();
+    let overlooked = |name: &str| asked.exclude.as_deref() == Some(name);
+    for a in &state.rules.alarms {
+        let name = AlarmType::try_from(a.alarm).map_or("UNKNOWN", |k| k.as_str_name());
+        if !overlooked(name) {
+            return Some(format!("ALARM {name}"));
+        }
+    }
+    if asked.serializable.as_deref() == Some("true") {
+        return None;
+    }
+    c.linearizable().await.err().map(|e| format!("RANGE ERROR:{e}"))
+}
+
+/// etcd's fields, and this cloud's own.
+async fn health(State(c): State<ChainFire>, Query(asked): Query<Asked>) -> impl IntoResponse {
+    let reason = ailment(&c, &asked).await;
+    let ok = reason.is_none();
     let body = serde_json::json!({
         "status": if ok { "healthy" } else { "unhealthy" },
         "raft": c.raft_role(),
         "cluster_size": 1,
         "health": if ok { "true" } else { "false" },
+        "reason": reason.unwrap_or_default(),
     });
     (if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(body))
+}
+
+/// The process is alive: what it has can be read.
+async fn livez(Query(asked): Query<Asked>) -> impl IntoResponse {
+    checks("livez", &asked, &[("serializable_read", None)])
+}
+
+/// Requests can be served.
+async fn readyz(State(c): State<ChainFire>, Query(asked): Query<Asked>) -> impl IntoResponse {
+    let corrupt = c.published().rules.alarms.iter().any(|a| a.alarm == AlarmType::Corrupt as i32);
+    let corrupt = corrupt.then(|| "alarm activated: CORRUPT".to_string());
+    let linearizable = c.linearizable().await.err().map(|e| e.to_string());
+    let checked =
+        [("data_corruption", corrupt), ("serializable_read", None), ("linearizable_read", linearizable)];
+    checks("readyz", &asked, &checked)
+}
+
+/// The checks as text, listed when one failed or when asked for.
+fn checks(name: &str, asked: &Asked, checked: &[(&str, Option<String>)]) -> (StatusCode, String) {
+    let mut out = String::new();
+    for (check, failed) in checked {
+        // Writing to a String cannot fail.
+        let _ = match failed {
+            None => writeln!(out, "[+]{check} ok"),
+            Some(why) => writeln!(out, "[-]{check} failed: {why}"),
+        };
+    }
+    if checked.iter().any(|(_, failed)| failed.is_some()) {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{out}{name} check failed\n"));
+    }
+    (
+        StatusCode::OK,
+        if asked.verbose.is_some() { format!("{out}{name} check passed\n") } else { "ok\n".into() },
+    )
 }
 
 async fn version() -> impl IntoResponse {

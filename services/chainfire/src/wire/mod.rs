@@ -1,8 +1,10 @@
 //! Foreign protocols: etcd v3 gRPC, and the HTTP pages beside it.
 
 mod codec;
+mod gateway;
 mod grpc;
 mod http;
+mod json;
 mod kv;
 mod lease;
 mod line;
@@ -75,10 +77,13 @@ fn scope<T>(r: &Request<T>) -> Result<Scope, Status> {
 }
 
 impl ChainFire {
-    /// Everything that port 2379 serves: `/health`, `/version`, `/metrics`, and gRPC as the fallback of
-    /// these. The listener puts a [`Scope`] into the extensions of each request whose caller it knows;
+    /// Everything that port 2379 serves: `/health`, `/livez`, `/readyz`, `/version`, `/metrics`, the JSON
+    /// gateway below `/v3/`, and gRPC as the fallback of these. The listener puts a [`Scope`] into the extensions of each request whose caller it knows;
     /// gRPC and `/metrics` refuse requests without.
     pub fn router(&self) -> axum::Router {
-        http::pages(self).fallback_service(grpc::Grpc::new(Api(self.clone())))
+        let grpc = grpc::Grpc::new(Api(self.clone()));
+        let gateway = gateway::Gateway::new(grpc.clone());
+        let json = axum::routing::any(move |r| gateway.clone().answer(r));
+        http::pages(self).route("/v3/{*path}", json).fallback_service(grpc)
     }
 }

@@ -3,12 +3,13 @@
 
 use std::path::Path;
 
+const FILES: [&str; 3] = ["rpc.proto", "v3lock.proto", "v3election.proto"];
+
 #[test]
 fn generated_code_is_current() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let proto = here.join("proto");
-    let files = protox::compile(["rpc.proto", "v3lock.proto", "v3election.proto"], [&proto])
-        .expect("the .proto files compile");
+    let files = protox::compile(FILES, [&proto]).expect("the .proto files compile");
     let out = tempfile::tempdir().expect("temp dir");
     tonic_prost_build::configure()
         .bytes(".")
@@ -16,7 +17,16 @@ fn generated_code_is_current() {
         .out_dir(out.path())
         .compile_fds(files)
         .expect("code is generated");
+    let mut compiler = protox::Compiler::new([&proto]).expect("compiler");
+    compiler.include_imports(true).open_files(FILES).expect("the .proto files compile");
+    let kept = here.join("src/wire/gen/descriptors.bin");
+    let fresh = compiler.encode_file_descriptor_set();
     let write = std::env::var_os("PHOTON_REGENERATE").is_some();
+    if write {
+        photon_rt::fs::write_atomic(&kept, &fresh, 0o644).expect("write");
+    }
+    let kept = photon_rt::fs::read(&kept).unwrap_or_default();
+    assert!(kept == fresh, "descriptors.bin is stale: PHOTON_REGENERATE=1 cargo test -p chainfire codegen");
     for name in ["etcdserverpb.rs", "mvccpb.rs", "v3lockpb.rs", "v3electionpb.rs"] {
         let fresh = photon_rt::fs::read_text(&out.path().join(name), 1 << 20).expect("generated file");
         // The generator has no setting for this.

@@ -161,7 +161,7 @@ async fn status_members_and_pages() {
     };
     assert_eq!(
         page(&s.nobody, "/health").await,
-        r#"{"status":"healthy","raft":"leader","cluster_size":1,"health":"true"} 200"#
+        r#"{"status":"healthy","raft":"leader","cluster_size":1,"health":"true","reason":""} 200"#
     );
     assert!(page(&s.nobody, "/version").await.starts_with(r#"{"etcdserver":"3."#));
     assert!(page(&s.tenant, "/metrics").await.contains("\netcd_server_has_leader 1\n"));

@@ -5,6 +5,7 @@
 mod codegen;
 mod differential;
 mod etcdctl;
+mod gateway;
 mod harness;
 mod hostile;
 mod kill;

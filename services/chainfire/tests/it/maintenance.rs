@@ -3,13 +3,14 @@
 use crate::harness::{Etcd, Server, channel, etcdctl, ok};
 use chainfire::{
     ChainFireConfig, RESERVED_PREFIX,
-    snapshot::{restore, status},
+    snapshot::{JsonPieces, Saver, fetch, restore, status},
     wire::etcdserverpb::{
         alarm_request::AlarmAction, kv_client::KvClient, lease_client::LeaseClient,
         maintenance_client::MaintenanceClient, *,
     },
 };
 use futures::StreamExt;
+use photon_rt::time::Duration;
 use prost::bytes::Bytes;
 use tonic::{Code, Status, transport::Channel};
 
@@ -202,6 +203,25 @@ async fn a_snapshot_saved_by_etcdctl_is_restored_whole() {
     let mut tenant = MaintenanceClient::new(channel(&server.tenant).await);
     let e = tenant.snapshot(SnapshotRequest {}).await.err().map(|e| e.code());
     assert_eq!(e, Some(Code::PermissionDenied), "tenants get none");
+    // And the same by our own client, over gRPC and over the JSON gateway.
+    let (plain, lines) = (dir.path().join("plain"), dir.path().join("lines"));
+    let mut saver = Saver::new(&plain).expect("begins");
+    let mut pieces = fetch(&server.operator).await.expect("snapshot");
+    while let Some(p) = pieces.next().await {
+        saver.add(&p.expect("piece")).expect("writes");
+    }
+    assert_eq!(saver.finish().expect("whole").hash, digest);
+    let url = format!("{}/v3/maintenance/snapshot", server.operator);
+    let args = ["-s", "-d", "{}", &url];
+    let json = photon_rt::process::run("curl", &args, None, Duration::from_secs(20)).await.expect("curl");
+    let (mut saver, mut parser) = (Saver::new(&lines).expect("begins"), JsonPieces::default());
+    for part in json.chunks(1000) {
+        parser.feed(part).expect("lines").iter().for_each(|p| saver.add(p).expect("writes"));
+    }
+    assert_eq!(saver.finish().expect("whole").hash, digest);
+    let cut = Saver::new(&dir.path().join("cut")).expect("begins");
+    assert!(cut.finish().is_err());
+    assert!(photon_rt::fs::metadata(dir.path().join("cut.part")).is_err(), "nothing is left");
     server.stop().await;
 
     let told = status(&file).expect("status");
