@@ -2,6 +2,7 @@
 
 use crate::{
     EtcdError, EtcdResult, Scope,
+    model::members::MemberChange,
     wire::etcdserverpb::{AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest},
 };
 use bytes::Bytes;
@@ -22,7 +23,7 @@ pub struct Command {
     #[prost(bool, tag = "2")]
     tenant: bool,
     /// What to do.
-    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 20")]
     pub op: Option<Op>,
 }
 
@@ -48,6 +49,8 @@ pub enum Op {
     Alarm(AlarmRequest),
     #[prost(message, tag = "11")]
     LeaseCheckpoint(Checkpoint),
+    #[prost(message, tag = "20")]
+    Members(MemberChange),
 }
 
 /// Makes a lease.
@@ -67,6 +70,10 @@ pub struct Revoke {
     /// Which.
     #[prost(int64, tag = "1")]
     pub id: i64,
+    /// Because its time is over: then only if it was not renewed through the log since, that is, if its
+    /// record counts one less than this. 0: in any case.
+    #[prost(uint64, tag = "2")]
+    pub unless_renewed: u64,
 }
 
 /// Records how long leases have left, so that a new leader does not begin anew.

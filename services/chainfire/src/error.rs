@@ -40,6 +40,16 @@ pub enum EtcdError {
     BadLeaderTransferee,
     #[error("etcdserver: not leader")]
     NotLeader,
+    #[error("etcdserver: member not found")]
+    MemberNotFound,
+    #[error("etcdserver: member ID already exist")]
+    MemberIdExists,
+    #[error("etcdserver: Peer URLs already exists")]
+    PeerUrlExists,
+    #[error("etcdserver: can only promote a learner member")]
+    MemberNotLearner,
+    #[error("etcdserver: re-configuration failed due to not enough started members")]
+    TooFewMembers,
     #[error("etcdserver: invalid sort option")]
     InvalidSortOption,
     #[error("etcdserver: permission denied")]
@@ -83,9 +93,13 @@ impl EtcdError {
             EtcdError::Compacted | EtcdError::FutureRevision | EtcdError::LeaseTtlTooLarge => {
                 Code::OutOfRange
             }
-            EtcdError::LeaseNotFound => Code::NotFound,
+            EtcdError::LeaseNotFound | EtcdError::MemberNotFound => Code::NotFound,
             EtcdError::LeaseExists
             | EtcdError::CheckFailed(_)
+            | EtcdError::MemberIdExists
+            | EtcdError::PeerUrlExists
+            | EtcdError::MemberNotLearner
+            | EtcdError::TooFewMembers
             | EtcdError::BadLeaderTransferee
             | EtcdError::NotLeader => Code::FailedPrecondition,
             EtcdError::TooManyRequests | EtcdError::NoSpace => Code::ResourceExhausted,

@@ -33,6 +33,8 @@ struct Timer {
     ttl: i64,
     system: bool,
     deadline: Instant,
+    /// Seconds that it had left when that was last recorded; 0 is all.
+    left: i64,
     /// Its end was proposed: too late to keep it alive.
     ending: bool,
     /// Less than all its time is recorded.
@@ -77,15 +79,21 @@ impl Lessor {
                     let recorded = left > 0;
                     t.leases.insert(
                         id,
-                        Timer { ttl, system, deadline, ending: false, recorded, renewals, record },
+                        Timer { ttl, system, deadline, left, ending: false, recorded, renewals, record },
                     );
                     t.deadlines.insert((deadline, id));
                     t.records.extend(record.map(|at| (at, id)));
                 }
                 LeaseEffect::Recorded { id, left, renewals } => {
-                    if let Some(timer) = t.leases.get_mut(&id) {
-                        (timer.recorded, timer.renewals) = (left > 0, renewals);
+                    let Some(mut timer) = t.leases.get(&id).copied() else { continue };
+                    (timer.recorded, timer.left, timer.renewals) = (left > 0, left, renewals);
+                    if left == 0 {
+                        // It was renewed, perhaps through another member, which waits for this.
+                        timer.ending = false;
+                        let whole = after(timer.ttl);
+                        t.move_deadline(id, &mut timer, whole);
                     }
+                    t.leases.insert(id, timer);
                 }
                 LeaseEffect::Revoked { id } => t.remove(id),
             }
@@ -109,11 +117,24 @@ impl Lessor {
         if timer.recorded {
             return Ok(None);
         }
-        t.deadlines.remove(&(timer.deadline, id));
-        timer.deadline = after(timer.ttl);
-        t.deadlines.insert((timer.deadline, id));
+        let whole = after(timer.ttl);
+        t.move_deadline(id, &mut timer, whole);
         t.leases.insert(id, timer);
         Ok(Some(timer.ttl))
+    }
+
+    /// This member begins to lead: the leader before it knew of renewals that it does not, so that every
+    /// lease has what was last recorded, from now on.
+    pub fn restart(&self) {
+        let mut t = self.lock();
+        let ids: Vec<i64> = t.leases.keys().copied().collect();
+        for id in ids {
+            let Some(mut timer) = t.leases.get(&id).copied() else { continue };
+            timer.ending = false;
+            let deadline = after(if timer.left > 0 { timer.left } else { timer.ttl });
+            t.move_deadline(id, &mut timer, deadline);
+            t.leases.insert(id, timer);
+        }
     }
 
     /// At most `limit` leases that are due to be recorded, with the whole seconds that each has left.
@@ -158,23 +179,22 @@ impl Lessor {
         self.lock().leases.len()
     }
 
-    /// At most `limit` leases whose time is over, marked as ending.
-    pub fn expired(&self, limit: usize) -> Vec<i64> {
+    /// At most `limit` leases whose time is over, marked as ending, with the count of their renewals.
+    pub fn expired(&self, limit: usize) -> Vec<(i64, u64)> {
         let now = photon_rt::time::now();
         let mut t = self.lock();
         let ids: Vec<(Instant, i64)> =
             t.deadlines.iter().take_while(|(d, _)| *d <= now).take(limit).copied().collect();
-        for (d, id) in &ids {
+        let mut out = Vec::new();
+        for (_, id) in ids {
+            let Some(mut timer) = t.leases.get(&id).copied() else { continue };
+            timer.ending = true;
             // Asked for again if the proposal fails meanwhile.
-            let again = now + Duration::from_secs(3);
-            t.deadlines.remove(&(*d, *id));
-            t.deadlines.insert((again, *id));
-            if let Some(timer) = t.leases.get_mut(id) {
-                timer.deadline = again;
-                timer.ending = true;
-            }
+            t.move_deadline(id, &mut timer, now + Duration::from_secs(3));
+            t.leases.insert(id, timer);
+            out.push((id, timer.renewals));
         }
-        ids.into_iter().map(|(_, id)| id).collect()
+        out
     }
 }
 
@@ -184,6 +204,12 @@ impl Timers {
             Some(t) if scope == Scope::Operator || !t.system => Ok(*t),
             _ => Err(EtcdError::LeaseNotFound),
         }
+    }
+
+    fn move_deadline(&mut self, id: i64, timer: &mut Timer, to: Instant) {
+        self.deadlines.remove(&(timer.deadline, id));
+        timer.deadline = to;
+        self.deadlines.insert((to, id));
     }
 
     fn remove(&mut self, id: i64) {

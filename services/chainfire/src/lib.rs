@@ -2,7 +2,8 @@
 //!
 //! Rooms: [`model`] (etcd's semantics as a pure state machine over an ordered engine; `model::layout`
 //! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers),
-//! `lessor` (lease timers), `sweep` (removal of compacted history), `queue` (locks and elections), `store` (the running service),
+//! `lessor` (lease timers), [`cluster`] (members), `sweep` (removal of compacted history), `queue` (locks and
+//! elections), `store` (the running service),
 //! [`snapshot`] (the file of a whole state), `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
 //! etcdctl 3.4 needs a listener with `lenient_authority` (`photon_serve::listen`).
 //!
@@ -17,6 +18,7 @@
 //! knows which; a watcher sees every revision that it wants once, in order, whole; nobody but an
 //! [`Scope::Operator`] sees keys under [`RESERVED_PREFIX`] or leases that an operator made.
 
+pub mod cluster;
 mod command;
 mod error;
 mod hub;

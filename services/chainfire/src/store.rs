@@ -3,6 +3,7 @@
 
 use crate::{
     EtcdError, EtcdResult, Scope,
+    cluster::{AddressBook, Peering, Seat, stable_id},
     command::{Checkpoint, Command, Grant, Left, MAX_REQUEST, Op, Revoke},
     machine::{Published, Shared, StateMachine},
     model::{Answer, apply::attached, apply::read_only_txn, check, layout::SPACES},
@@ -13,7 +14,9 @@ use crate::{
 };
 use bytes::Bytes;
 use photon_kv::engine::{Engine, FjallEngine, FjallOptions};
-use photon_raft::{Group, GroupId, GroupStatus, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig};
+use photon_raft::{
+    Group, GroupId, GroupStatus, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig, peers::Peers,
+};
 use photon_rt::{
     disk::{Disk, RealDisk},
     task::Tasks,
@@ -45,6 +48,8 @@ pub struct ChainFireConfig {
     pub watch_ring: usize,
     /// Memory of the storage engine.
     pub engine: FjallOptions,
+    /// Other members; none for a cluster that is and stays of one.
+    pub peering: Option<Peering>,
 }
 
 impl ChainFireConfig {
@@ -58,6 +63,7 @@ impl ChainFireConfig {
             progress_interval: Duration::from_secs(600),
             watch_ring: 32 << 20,
             engine: FjallOptions::default(),
+            peering: None,
         }
     }
 }
@@ -86,16 +92,21 @@ pub struct ChainFire {
 pub(crate) struct Inner {
     pub config: ChainFireConfig,
     pub shared: Arc<Shared>,
-    pub log: Store,
+    pub log: Arc<Store>,
     pub group: Group<StateMachine>,
     pub tasks: Tasks,
     pub counters: Counters,
+    /// As known at the start; see [`ChainFire::cluster_id`].
     pub cluster_id: u64,
     pub member_id: u64,
+    /// This member in Raft.
+    pub node: NodeId,
+    pub peers: Option<Peers>,
+    pub data_dir: Option<PathBuf>,
 }
 
-/// The only node and the only group, until ChainFire has members.
-const NODE: NodeId = NodeId(1);
+/// The member of a cluster without peers.
+const ALONE: NodeId = NodeId(1);
 const GROUP: GroupId = GroupId(1);
 
 /// Leases ended in one turn of the expiry worker: 1,000 a second, as in etcd.
@@ -122,7 +133,8 @@ impl ChainFire {
         let (engine, disk) = opened
             .await
             .map_err(|e| photon_base::Error::internal("ChainFire's data does not open").why(e))?;
-        Self::with_storage(config, Arc::new(engine), Arc::new(disk)).await
+        let dir = Some(config.data_dir.clone());
+        Self::start(config, dir, Arc::new(engine), Arc::new(disk)).await
     }
 
     /// The same on storage of the caller's choice; `data_dir` is not used.
@@ -131,28 +143,65 @@ impl ChainFire {
         engine: Arc<dyn Engine>,
         disk: Arc<dyn Disk>,
     ) -> photon_base::Result<ChainFire> {
+        Self::start(config, None, engine, disk).await
+    }
+
+    async fn start(
+        config: ChainFireConfig,
+        data_dir: Option<PathBuf>,
+        engine: Arc<dyn Engine>,
+        disk: Arc<dyn Disk>,
+    ) -> photon_base::Result<ChainFire> {
+        let tasks = Tasks::new();
+        let seat = match &config.peering {
+            Some(p) => p.seat(&config.name, data_dir.as_deref())?,
+            None => Seat {
+                cluster: stable_id(b"cluster", b"chainfire"),
+                member: stable_id(b"member", config.name.as_bytes()),
+            },
+        };
+        let (node, founders) = match &config.peering {
+            Some(p) => (NodeId(seat.member), p.founders()),
+            None => (ALONE, vec![ALONE]),
+        };
         let ring = config.watch_ring;
         let refuse = |e: String| photon_base::Error::internal("ChainFire does not start").why(e);
-        let (machine, shared, log) = photon_rt::task::blocking(move || {
-            let (machine, shared) = StateMachine::open(engine, ring).map_err(|e| e.to_string())?;
-            let log = Store::open(StoreConfig::new(NODE), disk, NoTransport).map_err(|e| e.to_string())?;
-            Ok((machine, shared, log))
-        })
-        .await
-        .map_err(refuse)?;
-        let group = log.create_group(GROUP, &[NODE], machine).await.map_err(|e| refuse(e.to_string()))?;
+        let (machine, shared) = photon_rt::task::blocking(move || StateMachine::open(engine, ring))
+            .await
+            .map_err(|e| refuse(e.to_string()))?;
+        let peers = config.peering.as_ref().map(|p| {
+            let book = Arc::new(AddressBook::new(p, shared.clone()));
+            Peers::new(node, seat.cluster, book, &tasks)
+        });
+        let transport = peers.clone();
+        let log = photon_rt::task::blocking(move || match transport {
+            Some(p) => Store::open(StoreConfig::new(node), disk, p.transport()),
+            None => Store::open(StoreConfig::new(node), disk, NoTransport),
+        });
+        let log = Arc::new(log.await.map_err(|e| refuse(e.to_string()))?);
+        if let Some(p) = &peers {
+            p.attach(&log);
+        }
+        let group = log.create_group(GROUP, &founders, machine).await.map_err(|e| refuse(e.to_string()))?;
+        let peering = config.peering.clone();
         let inner = Arc::new(Inner {
-            cluster_id: stable_id(b"cluster", b"chainfire"),
-            member_id: stable_id(b"member", config.name.as_bytes()),
+            cluster_id: seat.cluster,
+            member_id: seat.member,
+            node,
+            peers,
+            data_dir,
             config,
             shared,
             log,
             group,
-            tasks: Tasks::new(),
+            tasks,
             counters: Counters::default(),
         });
         let me = ChainFire { inner };
         let weak = Arc::downgrade(&me.inner);
+        if let Some(p) = peering {
+            me.inner.tasks.spawn("chainfire-members", crate::cluster::tend(weak.clone(), p));
+        }
         me.inner.tasks.spawn("chainfire-expire", expire(weak.clone()));
         me.inner.tasks.spawn("chainfire-sweep", sweep(weak));
         Ok(me)
@@ -336,6 +385,13 @@ impl ChainFire {
 
     /// Keeps a lease alive; answers its time to live.
     pub(crate) async fn lease_renew(&self, scope: Scope, id: i64) -> EtcdResult<i64> {
+        if self.raft().role != Role::Leader {
+            // The timers that count are the leader's: it hears of it through the log.
+            self.inner.shared.lessor.remaining(scope, id)?;
+            let whole = Checkpoint { leases: vec![Left { id, ..Default::default() }] };
+            self.propose_revision(Scope::Operator, Op::LeaseCheckpoint(whole)).await?;
+            return self.inner.shared.lessor.remaining(scope, id).map(|r| r.granted);
+        }
         for _ in 0..3 {
             if let Some(ttl) = self.inner.shared.lessor.renew(scope, id)? {
                 return Ok(ttl);
@@ -347,7 +403,7 @@ impl ChainFire {
     }
 
     pub(crate) async fn lease_revoke(&self, scope: Scope, id: i64) -> EtcdResult<i64> {
-        self.propose_revision(scope, Op::LeaseRevoke(Revoke { id })).await
+        self.propose_revision(scope, Op::LeaseRevoke(Revoke { id, unless_renewed: 0 })).await
     }
 
     /// Keys attached to a lease that the caller sees.
@@ -374,18 +430,25 @@ fn mismatch() -> EtcdError {
     EtcdError::Internal("the machine answered another command".into())
 }
 
-/// An id that stays the same across restarts (FNV-1a; ids need to differ, not to be secret).
-fn stable_id(kind: &[u8], name: &[u8]) -> u64 {
-    let hash = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3);
-    kind.iter().chain(name).fold(0xcbf2_9ce4_8422_2325, hash).max(1)
-}
-
 /// Records what long leases have left, and proposes the end of those whose time is over.
 async fn expire(inner: std::sync::Weak<Inner>) {
+    let mut led = None;
     loop {
         sleep(EXPIRE_EVERY).await;
         let Some(inner) = inner.upgrade() else { return };
         let me = ChainFire { inner };
+        let raft = me.raft();
+        if raft.role != Role::Leader {
+            continue;
+        }
+        if led.replace(raft.term) != Some(raft.term) {
+            // What the leaders before wanted is in the log, and must be applied before it is counted.
+            if me.inner.group.read_index().await.is_err() {
+                led = None;
+                continue;
+            }
+            me.inner.shared.lessor.restart();
+        }
         let leases = me.inner.shared.lessor.due(RECORD_BATCH);
         if !leases.is_empty()
             && let Err(e) =
@@ -394,10 +457,11 @@ async fn expire(inner: std::sync::Weak<Inner>) {
             tracing::warn!(error = %e, "what leases have left could not be recorded; done again later");
         }
         let ids = me.inner.shared.lessor.expired(EXPIRE_BATCH);
-        let ends = ids.into_iter().map(|id| {
+        let ends = ids.into_iter().map(|(id, renewals)| {
             let me = me.clone();
             async move {
-                match me.lease_revoke(Scope::Operator, id).await {
+                let end = Revoke { id, unless_renewed: renewals + 1 };
+                match me.propose_revision(Scope::Operator, Op::LeaseRevoke(end)).await {
                     Ok(_) => me.inner.counters.leases_expired.fetch_add(1, Ordering::Relaxed),
                     Err(EtcdError::LeaseNotFound) => 0, // somebody was faster
                     Err(e) => {

@@ -26,7 +26,10 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -54,7 +57,8 @@ pub struct Peers {
 
 struct Inner {
     me: NodeId,
-    cluster: u64,
+    /// 0 until a peer has told: then greetings of any cluster are welcome, once.
+    cluster: AtomicU64,
     dial: Arc<dyn Dial>,
     tasks: Tasks,
     runtime: tokio::runtime::Handle,
@@ -84,11 +88,11 @@ pub enum PeerError {
 }
 
 impl Peers {
-    /// Connections of `me` in `cluster`, made by `dial`, ended with `tasks`. Call within a runtime.
+    /// Connections of `me` in `cluster` (0: the first that greets it), made by `dial`, ended with `tasks`. Call within a runtime.
     pub fn new(me: NodeId, cluster: u64, dial: Arc<dyn Dial>, tasks: &Tasks) -> Peers {
         let inner = Inner {
             me,
-            cluster,
+            cluster: AtomicU64::new(cluster),
             dial,
             tasks: tasks.clone(),
             runtime: tokio::runtime::Handle::current(),
@@ -96,6 +100,11 @@ impl Peers {
             outgoing: Mutex::default(),
         };
         Peers { inner: Arc::new(inner) }
+    }
+
+    /// The cluster, 0 while it is not known.
+    pub fn cluster(&self) -> u64 {
+        self.inner.cluster.load(Ordering::Relaxed)
     }
 
     /// What [`Store::open`] sends by.
@@ -121,6 +130,12 @@ impl Peers {
         self.outgoing().retain(|(n, _), _| *n != node);
     }
 
+    /// True if this node is of the cluster, or of none so far and therefore of this one from now on.
+    fn is_cluster(&self, cluster: u64) -> bool {
+        let known = self.inner.cluster.compare_exchange(0, cluster, Ordering::Relaxed, Ordering::Relaxed);
+        known.map_or_else(|known| known == cluster, |_| true)
+    }
+
     /// Serves one connection of a peer to its end. `proven` says whether the other side of this stream may
     /// speak for a node (its certificate, or that there is none).
     pub async fn serve(
@@ -131,9 +146,9 @@ impl Peers {
         let hello = within(GREETING_MAX, "a peer's greeting", Hello::read(&mut stream)).await?;
         let me = self.inner.me;
         let refusal = match () {
-            () if hello.cluster != self.inner.cluster => Some(Refusal::Cluster),
             () if hello.to != me => Some(Refusal::Node),
             () if hello.from == me || hello.from.0 == 0 || !proven(hello.from) => Some(Refusal::Identity),
+            () if hello.cluster == 0 || !self.is_cluster(hello.cluster) => Some(Refusal::Cluster),
             () => None,
         };
         Hello::answer(&mut stream, refusal).await?;

@@ -100,7 +100,7 @@ impl Line {
 
     async fn connect(&self) -> io::Result<Box<dyn Stream>> {
         let inner = &self.peers.inner;
-        let hello = Hello { cluster: inner.cluster, from: inner.me, to: self.to };
+        let hello = Hello { cluster: self.peers.cluster(), from: inner.me, to: self.to };
         let dial = async {
             let mut stream = inner.dial.dial(self.to).await?;
             hello.greet(&mut stream).await?;

@@ -1,6 +1,6 @@
 //! Applying commands: each one to a [`Batch`] of writes that see one another, at one revision each.
 
-use super::{check, layout::*, read::Reader, rules::Rules};
+use super::{check, layout::*, members::MemberChange, read::Reader, rules::Rules};
 use crate::{
     EtcdError, EtcdResult, Scope, Span,
     command::{Check, Checkpoint, Command, Commit, Grant, Op, Revoke},
@@ -135,6 +135,7 @@ impl Batch {
             Some(Op::Commit(r)) => self.commit(r),
             Some(Op::LeaseCheckpoint(r)) => self.checkpoint(r),
             Some(Op::Alarm(r)) => self.alarm(scope, r),
+            Some(Op::Members(r)) => self.members(scope, r),
             None => Err(EtcdError::Unsupported("an empty command".into())),
         }
     }
@@ -270,7 +271,10 @@ impl Batch {
     }
 
     fn revoke(&mut self, scope: Scope, r: &Revoke) -> EtcdResult<Answer> {
-        self.lease(scope, r.id)?;
+        let record = self.lease(scope, r.id)?;
+        if r.unless_renewed > 0 && record.renewals + 1 != r.unless_renewed {
+            return Ok(Answer::Revision(self.revision));
+        }
         let keys = attached(&self.over, r.id)?;
         self.write(|tx| keys.into_iter().try_for_each(|k| tx.delete(&k)))?;
         self.over.remove(LEASE, lease_key(r.id));
@@ -308,6 +312,16 @@ impl Batch {
             self.over.put(META, RULES, self.rules.encode_to_vec());
         }
         Ok(Answer::Alarms(alarms))
+    }
+
+    fn members(&mut self, scope: Scope, r: &MemberChange) -> EtcdResult<Answer> {
+        if scope != Scope::Operator {
+            return Err(EtcdError::PermissionDenied);
+        }
+        if Arc::make_mut(&mut self.rules).change_members(r)? {
+            self.over.put(META, RULES, self.rules.encode_to_vec());
+        }
+        Ok(Answer::Revision(self.revision))
     }
 
     fn commit(&mut self, r: &Commit) -> EtcdResult<Answer> {

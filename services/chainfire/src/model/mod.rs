@@ -5,6 +5,7 @@ pub mod apply;
 pub mod check;
 pub mod hash;
 pub mod layout;
+pub mod members;
 pub mod read;
 pub mod rules;
 pub mod stream;

@@ -1,4 +1,4 @@
-//! What the store itself is told to refuse: raised alarms. One record, kept in memory by the machine and
+//! What the store itself follows: raised alarms, and who shall be a member. One record, kept in memory by the machine and
 //! with every published state.
 
 use super::layout::*;
@@ -21,6 +21,9 @@ pub struct Rules {
     /// Raised alarms, ordered by type and member.
     #[prost(message, repeated, tag = "1")]
     pub alarms: Vec<AlarmMember>,
+    /// Members that shall be, ordered by number; none in a cluster without peers.
+    #[prost(message, repeated, tag = "2")]
+    pub members: Vec<super::members::MemberRecord>,
 }
 
 impl Rules {

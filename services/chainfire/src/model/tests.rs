@@ -70,7 +70,7 @@ fn log(seed: u64, n: u64) -> Vec<photon_raft::Command> {
                 12..=15 => Op::Txn(txn(&mut rng, 0)),
                 16 => Op::Compact(CompactionRequest { revision: rng.below(i) as i64, physical: false }),
                 17..=18 => Op::LeaseGrant(Grant { id: 1 + rng.below(3) as i64, ttl: 100 }),
-                _ => Op::LeaseRevoke(Revoke { id: 1 + rng.below(3) as i64 }),
+                _ => Op::LeaseRevoke(Revoke { id: 1 + rng.below(3) as i64, unless_renewed: 0 }),
             };
             let scope = if rng.percent(20) { Scope::Tenant } else { Scope::Operator };
             let data = Command::new(scope, op).to_bytes().expect("small");
@@ -274,8 +274,10 @@ fn sweeping_removes_only_what_nobody_can_read() {
 #[test]
 fn a_command_of_a_newer_version_stops_the_machine() {
     let (mut m, _) = open(&engine());
-    let mut data =
-        Command::new(Scope::Operator, Op::LeaseRevoke(Revoke { id: 1 })).to_bytes().expect("small").to_vec();
+    let mut data = Command::new(Scope::Operator, Op::LeaseRevoke(Revoke { id: 1, unless_renewed: 0 }))
+        .to_bytes()
+        .expect("small")
+        .to_vec();
     assert_eq!(&data[..2], &[0x08, 1], "the version comes first");
     data[1] = 2;
     let c = photon_raft::Command { position: Position { index: 1, term: 1 }, data: data.into() };

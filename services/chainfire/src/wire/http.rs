@@ -56,7 +56,7 @@ async fn health(State(c): State<ChainFire>, Query(asked): Query<Asked>) -> impl 
     let body = serde_json::json!({
         "status": if ok { "healthy" } else { "unhealthy" },
         "raft": c.raft_role(),
-        "cluster_size": 1,
+        "cluster_size": c.members().len(),
         "health": if ok { "true" } else { "false" },
         "reason": reason.unwrap_or_default(),
     });

@@ -58,6 +58,9 @@ impl lease_server::Lease for Api {
         let scope = scope(&request)?;
         let r = request.into_inner();
         self.0.linearizable().await?;
+        if self.0.raft_role() != "leader" {
+            return Err(EtcdError::NotLeader.into()); // only its timers count
+        }
         let header = self.header(self.revision());
         let answer = match self.0.inner.shared.lessor.remaining(scope, r.id) {
             Ok(left) => {

@@ -52,7 +52,7 @@ impl maintenance_server::Maintenance for Api {
             header: self.header(state.revision),
             version: ETCD_VERSION.into(),
             db_size: size,
-            leader: if raft.leader.is_some() { i.member_id } else { 0 },
+            leader: raft.leader.map_or(0, |l| self.0.etcd_id(l)),
             raft_index: raft.commit,
             raft_term: raft.term,
             raft_applied_index: raft.applied,
@@ -144,9 +144,7 @@ impl maintenance_server::Maintenance for Api {
         if self.0.raft_role() != "leader" {
             return Err(EtcdError::NotLeader.into());
         }
-        if request.into_inner().target_id != self.0.inner.member_id {
-            return Err(EtcdError::BadLeaderTransferee.into());
-        }
+        self.0.move_leader(request.into_inner().target_id).await?;
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 }

@@ -1,5 +1,6 @@
 //! Foreign protocols: etcd v3 gRPC, and the HTTP pages beside it.
 
+mod cluster;
 mod codec;
 mod gateway;
 mod grpc;
@@ -53,7 +54,7 @@ impl Api {
     fn header(&self, revision: i64) -> Option<ResponseHeader> {
         let i = &self.0.inner;
         Some(ResponseHeader {
-            cluster_id: i.cluster_id,
+            cluster_id: self.0.cluster_id(),
             member_id: i.member_id,
             revision,
             raft_term: self.0.raft().term,

@@ -1,0 +1,194 @@
+//! Several members on loopback, driven by etcdctl and by etcd's own calls.
+
+use crate::harness::{Server, channel, ok};
+use chainfire::{
+    ChainFireConfig,
+    cluster::{Founder, Peering, PlainTcp},
+    wire::etcdserverpb::{
+        lease_client::LeaseClient, watch_client::WatchClient, watch_request::RequestUnion, *,
+    },
+};
+use photon_rt::{
+    net::TcpListener,
+    time::{Duration, now, sleep, timeout},
+};
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+/// A place for a member: its folder, and a port for its peers that stays its own.
+struct Place {
+    name: String,
+    dir: tempfile::TempDir,
+    peers: SocketAddr,
+}
+
+impl Place {
+    /// The socket is bound again at each start; nobody else takes a port just released, in practice.
+    async fn new(name: &str) -> (Place, TcpListener) {
+        let socket = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
+        let peers = socket.local_addr().expect("address");
+        (Place { name: name.into(), dir: tempfile::tempdir().expect("temp dir"), peers }, socket)
+    }
+
+    fn founder(&self) -> Founder {
+        Founder { name: self.name.clone(), peer_url: format!("http://{}", self.peers) }
+    }
+
+    async fn start(&self, initial: &[Founder], existing: bool, socket: Option<TcpListener>) -> Server {
+        let socket = match socket {
+            Some(s) => s,
+            None => photon_rt::net::listen(self.peers).await.expect("its port"),
+        };
+        let peering = Peering {
+            initial: initial.to_vec(),
+            existing,
+            token: "test".into(),
+            connect: Arc::new(PlainTcp),
+        };
+        let dir: &Path = self.dir.path();
+        let config = ChainFireConfig {
+            name: self.name.clone(),
+            peering: Some(peering),
+            client_urls: vec![format!("http://client-of-{}", self.name)],
+            ..ChainFireConfig::new(dir)
+        };
+        let s = Server::with(config).await;
+        s.chainfire.serve_peers_plain(socket).expect("peers");
+        s
+    }
+}
+
+async fn until(what: &str, mut f: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !f().await {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), what, wait).await.expect("in time");
+}
+
+async fn three() -> (Vec<Place>, Vec<Founder>, Vec<Option<Server>>) {
+    let (mut places, mut sockets) = (Vec::new(), Vec::new());
+    for name in ["a", "b", "c"] {
+        let (place, socket) = Place::new(name).await;
+        places.push(place);
+        sockets.push(Some(socket));
+    }
+    let founders: Vec<Founder> = places.iter().map(Place::founder).collect();
+    let mut servers = Vec::new();
+    for (place, socket) in places.iter().zip(&mut sockets) {
+        servers.push(Some(place.start(&founders, false, socket.take()).await));
+    }
+    (places, founders, servers)
+}
+
+fn leader(servers: &[Option<Server>]) -> Option<usize> {
+    servers.iter().position(|s| s.as_ref().is_some_and(|s| s.chainfire.raft_role() == "leader"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_founders_serve_through_the_loss_of_a_leader() {
+    let (places, founders, mut servers) = three().await;
+    until("a leader", async || leader(&servers).is_some()).await;
+    let urls: Vec<String> = servers.iter().flatten().map(|s| s.operator.clone()).collect();
+    for (i, u) in urls.iter().enumerate() {
+        ok(u, &["put", &format!("k{i}"), "v"]).await;
+    }
+    for u in &urls {
+        assert_eq!(ok(u, &["get", "k", "--prefix", "--keys-only"]).await, "k0\n\nk1\n\nk2\n\n");
+    }
+    until("everybody to say its name", async || {
+        let list = ok(&urls[0], &["member", "list"]).await;
+        ["client-of-a", "client-of-b", "client-of-c"].iter().all(|n| list.contains(n))
+    })
+    .await;
+    // A lease made and kept alive through a follower; a watch on a follower.
+    let first = leader(&servers).expect("just seen");
+    let follower = (first + 1) % 3;
+    let other = (first + 2) % 3;
+    let mut leases = LeaseClient::new(channel(&urls[follower]).await);
+    leases.lease_grant(LeaseGrantRequest { id: 7, ttl: 4 }).await.expect("grant");
+    ok(&urls[other], &["put", "leased", "x", "--lease=7"]).await;
+    let mut watch = WatchClient::new(channel(&urls[follower]).await);
+    let create = WatchCreateRequest { key: "w".into(), ..Default::default() };
+    let ask = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    let asks = futures::StreamExt::chain(
+        futures::stream::once(async { ask }),
+        futures::stream::pending::<WatchRequest>(),
+    );
+    let mut events = watch.watch(asks).await.expect("watch").into_inner();
+    assert!(events.message().await.expect("created").expect("open").created);
+    let begun = now();
+    while now() - begun < Duration::from_secs(6) {
+        let beat = futures::stream::iter([LeaseKeepAliveRequest { id: 7 }]);
+        let mut answers = leases.lease_keep_alive(beat).await.expect("stream").into_inner();
+        assert_eq!(answers.message().await.expect("answer").expect("one").ttl, 4);
+        sleep(Duration::from_millis(500)).await;
+    }
+    // The leader goes.
+    servers[first].take().expect("it runs").stop().await;
+    until("another leader", async || leader(&servers).is_some()).await;
+    ok(&urls[other], &["put", "w", "after"]).await;
+    let event = timeout(Duration::from_secs(10), "the event", events.message()).await.expect("in time");
+    let event = event.expect("stream").expect("open");
+    assert_eq!(event.events[0].kv.as_ref().expect("kv").value, "after");
+    assert_eq!(ok(&urls[follower], &["get", "leased", "--print-value-only"]).await, "x\n");
+    // Nobody keeps it alive any more.
+    until("the lease to end", async || ok(&urls[other], &["get", "leased"]).await.is_empty()).await;
+    // The old leader comes back and has missed nothing.
+    let back = places[first].start(&founders, false, None).await;
+    assert_eq!(ok(&back.operator, &["get", "w", "--print-value-only"]).await, "after\n");
+    let health = ok(&back.operator, &["endpoint", "health"]).await;
+    assert!(health.contains("is healthy") || health.is_empty(), "{health}");
+    back.stop().await;
+    for s in servers.into_iter().flatten() {
+        s.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_one_grows_and_its_founder_leaves() {
+    let (a, socket) = Place::new("a").await;
+    let first = a.start(&[a.founder()], false, Some(socket)).await;
+    until("it to lead", async || first.chainfire.raft_role() == "leader").await;
+    ok(&first.operator, &["put", "k", "old"]).await;
+    let mut servers = vec![first];
+    let mut known = vec![a.founder()];
+    for name in ["b", "c"] {
+        let (place, socket) = Place::new(name).await;
+        let founder = place.founder();
+        // Through any member: the wish is what counts.
+        let through = servers.last().expect("one").operator.clone();
+        let url = format!("--peer-urls={}", founder.peer_url);
+        until("the founders to be written down", async || {
+            !ok(&through, &["member", "list"]).await.is_empty()
+        })
+        .await;
+        ok(&through, &["member", "add", name, &url]).await;
+        known.push(founder);
+        let s = place.start(&known, true, Some(socket)).await;
+        until("it to vote", async || {
+            let list = ok(&servers[0].operator, &["member", "list"]).await;
+            list.lines().filter(|l| l.ends_with("false")).count() == known.len() && list.contains(name)
+        })
+        .await;
+        assert_eq!(ok(&s.operator, &["get", "k", "--print-value-only"]).await, "old\n");
+        servers.push(s);
+        std::mem::forget(place.dir); // outlives the test's end, as its member does
+    }
+    let list = ok(&servers[1].operator, &["member", "list"]).await;
+    let founder = list.lines().find(|l| l.contains(", a, ")).expect("listed");
+    let id = founder.split(',').next().expect("id").to_string();
+    ok(&servers[1].operator, &["member", "remove", &id]).await;
+    until("another to lead, without it", async || {
+        servers[1..].iter().any(|s| s.chainfire.raft_role() == "leader")
+    })
+    .await;
+    servers.remove(0).stop().await;
+    ok(&servers[0].operator, &["put", "k", "new"]).await;
+    assert_eq!(ok(&servers[1].operator, &["get", "k", "--print-value-only"]).await, "new\n");
+    let list = ok(&servers[0].operator, &["member", "list"]).await;
+    assert_eq!(list.lines().count(), 2, "{list}");
+    for s in servers {
+        s.stop().await;
+    }
+}
