@@ -1,11 +1,14 @@
 //! One service run alone, as a drop-in.
 
 use super::{Global, output};
-use chainfire::{ChainFire, ChainFireConfig, Scope};
+use chainfire::{
+    ChainFire, ChainFireConfig, Scope,
+    cluster::{Founder, Peering, PlainTcp},
+};
 use photon_base::{Code, Error, Result};
 use photon_rt::task::Tasks;
 use photon_serve::listen::Listener;
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// `photon chainfire …`.
@@ -13,60 +16,200 @@ use tokio::signal::unix::{SignalKind, signal};
 pub enum ChainfireCommand {
     /// Run an etcd-compatible store alone, in plain text, on loopback only.
     ///
-    /// Example: photon chainfire serve --tls off --data-dir /tmp/cf --listen-client-urls http://127.0.0.1:2379
-    Serve {
-        /// Must be `off`: with TLS and identities ChainFire runs inside `photon up`.
-        #[arg(long)]
-        tls: String,
-        /// Where clients connect.
-        #[arg(long, default_value = "http://127.0.0.1:2379", value_name = "URL")]
-        listen_client_urls: String,
-        /// Name of this member.
-        #[arg(long, default_value = "default")]
-        name: String,
-    },
+    /// Alone: photon chainfire serve --tls off --data-dir /tmp/cf --listen-client-urls http://127.0.0.1:2379
+    ///
+    /// One of three, each with its own name, folder and ports:
+    /// photon chainfire serve --tls off --name a --data-dir /tmp/a --listen-client-urls http://127.0.0.1:2379
+    /// --listen-peer-urls http://127.0.0.1:2380
+    /// --initial-cluster a=http://127.0.0.1:2380,b=http://127.0.0.1:3380,c=http://127.0.0.1:4380
+    ///
+    /// A member that joins later: etcdctl member add d --peer-urls http://127.0.0.1:5380, then start it with
+    /// --initial-cluster-state existing and an --initial-cluster that names it and at least one other member.
+    #[command(verbatim_doc_comment)]
+    Serve(Box<ServeArgs>),
     /// Save the store to a file, look at such a file, restore it.
     #[command(subcommand)]
     Snapshot(super::chainfire::SnapshotCommand),
 }
 
-/// Runs ChainFire until a signal.
-pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()> {
-    let (tls, listen_client_urls, name) = match command {
-        ChainfireCommand::Serve { tls, listen_client_urls, name } => (tls, listen_client_urls, name),
-        ChainfireCommand::Snapshot(c) => return super::chainfire::snapshot(global, c).await,
-    };
-    if tls != "off" {
-        return Err(Error::new(Code::Unsupported, "ChainFire alone serves plain text only")
-            .why("TLS needs the cluster's authority, which `photon up` makes")
-            .hint("photon up; or --tls off on a loopback address"));
-    }
-    let addr: SocketAddr = listen_client_urls
+/// etcd's names, where they have a meaning here.
+#[derive(clap::Args)]
+pub struct ServeArgs {
+    /// Must be `off`: with TLS and identities ChainFire runs inside `photon up`.
+    #[arg(long)]
+    tls: String,
+    /// Name of this member.
+    #[arg(long, env = "ETCD_NAME", default_value = "default")]
+    name: String,
+    /// Where clients connect.
+    #[arg(
+        long,
+        env = "ETCD_LISTEN_CLIENT_URLS",
+        default_value = "http://127.0.0.1:2379",
+        value_name = "URL"
+    )]
+    listen_client_urls: String,
+    /// Where clients are told to connect; default: where they do.
+    #[arg(long, env = "ETCD_ADVERTISE_CLIENT_URLS", value_name = "URL")]
+    advertise_client_urls: Option<String>,
+    /// Where other members connect. Without it and --initial-cluster there are no others.
+    #[arg(long, env = "ETCD_LISTEN_PEER_URLS", value_name = "URL")]
+    listen_peer_urls: Option<String>,
+    /// Where other members are told to connect; default: where they do.
+    #[arg(long, env = "ETCD_INITIAL_ADVERTISE_PEER_URLS", value_name = "URL")]
+    initial_advertise_peer_urls: Option<String>,
+    /// All founders, or for one that joins itself and some members; default: this member alone.
+    #[arg(long, env = "ETCD_INITIAL_CLUSTER", value_name = "NAME=URL,…")]
+    initial_cluster: Option<String>,
+    /// Whether the cluster is founded now, or is there already.
+    #[arg(long, env = "ETCD_INITIAL_CLUSTER_STATE", value_parser = ["new", "existing"], default_value = "new")]
+    initial_cluster_state: String,
+    /// Tells clusters apart that are founded with the same URLs.
+    #[arg(long, env = "ETCD_INITIAL_CLUSTER_TOKEN", default_value = "etcd-cluster")]
+    initial_cluster_token: String,
+}
+
+/// The loopback address of a URL. Anything else would serve everybody, as there are no identities.
+fn loopback(flag: &str, url: &str) -> Result<SocketAddr> {
+    let addr: SocketAddr = url
         .strip_prefix("http://")
         .and_then(|a| a.trim_end_matches('/').parse().ok())
-        .ok_or_else(|| Error::invalid("listen-client-urls", "is not http://ADDRESS:PORT"))?;
+        .ok_or_else(|| Error::invalid(flag, format!("{url:?} is not http://ADDRESS:PORT")))?;
     if !addr.ip().is_loopback() {
         return Err(Error::new(Code::Denied, format!("{addr} is not loopback"))
             .why("without TLS and identities everybody who reaches the port could read and write everything")
             .hint("use 127.0.0.1, or `photon up` for TLS"));
     }
+    Ok(addr)
+}
+
+impl ServeArgs {
+    /// Where members connect to this one, and how it finds the others.
+    fn peering(&self) -> Result<Option<(SocketAddr, Peering)>> {
+        let advertised = self.initial_advertise_peer_urls.as_ref().or(self.listen_peer_urls.as_ref());
+        let initial = match (&self.initial_cluster, advertised) {
+            (None, None) => return Ok(None),
+            (Some(text), _) => founders(text)?,
+            (None, Some(url)) => vec![Founder { name: self.name.clone(), peer_url: url.clone() }],
+        };
+        let me = initial.iter().find(|f| f.name == self.name).ok_or_else(|| {
+            Error::invalid("initial-cluster", format!("does not name this member, {:?}", self.name))
+                .hint("--name must be one of the names in --initial-cluster")
+        })?;
+        if advertised.is_some_and(|a| a.trim_end_matches('/') != me.peer_url.trim_end_matches('/')) {
+            return Err(Error::invalid("initial-cluster", "names another URL for this member than its own")
+                .hint("--initial-advertise-peer-urls (or --listen-peer-urls) must agree with it"));
+        }
+        let listen = loopback("listen-peer-urls", self.listen_peer_urls.as_deref().unwrap_or(&me.peer_url))?;
+        for f in &initial {
+            loopback("initial-cluster", &f.peer_url)?;
+        }
+        let existing = self.initial_cluster_state == "existing";
+        let token = self.initial_cluster_token.clone();
+        Ok(Some((listen, Peering { initial, existing, token, connect: Arc::new(PlainTcp) })))
+    }
+}
+
+fn founders(text: &str) -> Result<Vec<Founder>> {
+    let one = |part: &str| {
+        let (name, url) = part.split_once('=').filter(|(n, u)| !n.is_empty() && !u.is_empty())?;
+        Some(Founder { name: name.to_string(), peer_url: url.to_string() })
+    };
+    let all: Option<Vec<Founder>> = text.split(',').map(|p| one(p.trim())).collect();
+    all.ok_or_else(|| Error::invalid("initial-cluster", format!("{text:?} is not NAME=URL,NAME=URL,…")))
+}
+
+/// Runs ChainFire until a signal.
+pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()> {
+    let args = match command {
+        ChainfireCommand::Serve(args) => args,
+        ChainfireCommand::Snapshot(c) => return super::chainfire::snapshot(global, c).await,
+    };
+    if args.tls != "off" {
+        return Err(Error::new(Code::Unsupported, "ChainFire alone serves plain text only")
+            .why("TLS needs the cluster's authority, which `photon up` makes")
+            .hint("photon up; or --tls off on a loopback address"));
+    }
+    let addr = loopback("listen-client-urls", &args.listen_client_urls)?;
+    let peering = args.peering()?;
     photon_serve::logging::start("info", false);
-    let dir: PathBuf = global.data_dir();
-    let mut config = ChainFireConfig::new(dir);
-    config.name = name;
-    config.client_urls = vec![listen_client_urls.clone()];
-    let store = ChainFire::open(config).await?;
-    let tasks = Tasks::new();
+    let mut config = ChainFireConfig::new(global.data_dir());
+    config.name = args.name.clone();
+    config.client_urls =
+        vec![args.advertise_client_urls.clone().unwrap_or_else(|| args.listen_client_urls.clone())];
+    // Both ports before anything else: a port that is taken should change nothing.
     let socket = photon_rt::net::listen(addr).await?;
+    let peers = match &peering {
+        Some((addr, p)) => {
+            config.peer_urls =
+                p.initial.iter().filter(|f| f.name == args.name).map(|f| f.peer_url.clone()).collect();
+            config.peering = Some(p.clone());
+            Some(photon_rt::net::listen(*addr).await?)
+        }
+        None => None,
+    };
+    let store = ChainFire::open(config).await?;
+    if let Some(socket) = peers {
+        store.serve_peers_plain(socket)?;
+    }
+    let tasks = Tasks::new();
     let router = store.router().layer(axum::Extension(Scope::Operator));
     Listener { name: "chainfire", socket, tls: None, tokens: None, router, lenient_authority: true }
         .start(&tasks);
-    output::line(&format!("ready to serve client requests on {listen_client_urls}"));
+    output::line(&format!("ready to serve client requests on {}", args.listen_client_urls));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").why(e);
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
     let mut int = signal(SignalKind::interrupt()).map_err(failed)?;
-    tokio::select! { _ = term.recv() => {} _ = int.recv() => {} }
+    let ended = tokio::select! {
+        _ = term.recv() => None,
+        _ = int.recv() => None,
+        why = store.ended() => Some(why),
+    };
     tasks.shutdown().await;
     store.shutdown().await;
-    Ok(())
+    match ended {
+        None => Ok(()),
+        Some(why) => Err(Error::internal("the store stopped")
+            .why(why)
+            .hint("nothing acknowledged is lost; see to the disk and start it again")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ServeArgs,
+    }
+
+    fn peering(line: &str) -> Result<Option<(SocketAddr, Peering)>> {
+        let words = ["x", "--tls", "off"].into_iter().chain(line.split_whitespace());
+        Line::try_parse_from(words).map_err(|e| Error::invalid("line", e.to_string()))?.args.peering()
+    }
+
+    #[test]
+    fn members_are_named_as_for_etcd_and_stay_on_loopback() {
+        assert!(peering("").expect("alone").is_none());
+        let (addr, one) = peering("--listen-peer-urls http://127.0.0.1:2380").expect("valid").expect("peers");
+        assert_eq!((addr.port(), one.initial.len(), one.existing), (2380, 1, false));
+        let three =
+            "--name b --initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2/,c=http://127.0.0.1:3";
+        let (addr, p) = peering(three).expect("valid").expect("peers");
+        assert_eq!((addr.port(), p.initial.len()), (2, 3));
+        for wrong in [
+            "--initial-cluster a=http://127.0.0.1:1",
+            "--name a --initial-cluster a",
+            "--name a --initial-cluster a=http://10.0.0.1:1",
+            "--name a --initial-cluster a=http://127.0.0.1:1,b=http://10.0.0.1:1",
+            "--name a --initial-cluster a=https://127.0.0.1:1",
+            "--name a --listen-peer-urls http://127.0.0.1:9 --initial-cluster a=http://127.0.0.1:1",
+            "--initial-cluster-state old",
+        ] {
+            assert!(peering(wrong).is_err(), "{wrong}");
+        }
+    }
 }
