@@ -153,7 +153,11 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
         store.serve_peers_plain(socket)?;
     }
     let tasks = Tasks::new();
-    let router = store.router().layer(axum::Extension(Scope::Operator));
+    let router = store
+        .router()
+        .layer(axum::Extension(Scope::Operator))
+        // Nobody has proven anything: with etcd's authentication enabled, callers log in.
+        .layer(axum::Extension(chainfire::Anonymous));
     Listener { name: "chainfire", socket, tls: None, tokens: None, router, lenient_authority: true }
         .start(&tasks);
     output::line(&format!("ready to serve client requests on {}", args.listen_client_urls));

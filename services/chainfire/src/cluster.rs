@@ -7,13 +7,14 @@
 //! they are kept in `<data_dir>/member.json`.
 
 use crate::{
-    ChainFire, EtcdError, EtcdResult, Scope,
+    ChainFire, EtcdError, EtcdResult,
     command::Op,
     machine::Shared,
     model::{
         Rules,
         members::{MemberChange, MemberRecord, MemberVerb},
     },
+    who::Who,
 };
 use photon_base::{Code, Error, Result};
 use photon_raft::{
@@ -271,7 +272,7 @@ impl ChainFire {
     /// Changes who shall be a member.
     pub(crate) async fn change_members(
         &self,
-        scope: Scope,
+        who: &Who,
         verb: MemberVerb,
         member: MemberRecord,
     ) -> EtcdResult<()> {
@@ -280,17 +281,17 @@ impl ChainFire {
                 "this member was started without peers: --initial-cluster, --listen-peer-urls".into(),
             ));
         }
-        self.propose_members(scope, verb, vec![member]).await
+        self.propose_members(who, verb, vec![member]).await
     }
 
     async fn propose_members(
         &self,
-        scope: Scope,
+        who: &Who,
         verb: MemberVerb,
         members: Vec<MemberRecord>,
     ) -> EtcdResult<()> {
         let op = Op::Members(MemberChange { verb: verb as i32, members });
-        self.propose_revision(scope, op).await.map(drop)
+        self.propose_revision(who, op).await.map(drop)
     }
 
     /// Hands leadership to a voter, and waits until it leads.
@@ -299,7 +300,8 @@ impl ChainFire {
         if to == self.inner.member_id {
             return Ok(());
         }
-        if !group.members().voters.contains(&NodeId(to)) {
+        // Alone, this member has another number in Raft than for clients.
+        if self.inner.peers.is_none() || !group.members().voters.contains(&NodeId(to)) {
             return Err(EtcdError::BadLeaderTransferee);
         }
         group.transfer(NodeId(to));
@@ -344,12 +346,12 @@ impl ChainFire {
         let (status, group) = (i.group.status(), i.group.members());
         let done = match state.rules.member(i.member_id) {
             None if state.rules.members.is_empty() && status.role == Role::Leader => {
-                self.propose_members(Scope::Operator, MemberVerb::Found, peering.records()).await
+                self.propose_members(&Who::cloud(), MemberVerb::Found, peering.records()).await
             }
             Some(m) if (&m.name, &m.client_urls) != (&i.config.name, &i.config.client_urls) => {
                 let (name, client_urls) = (i.config.name.clone(), i.config.client_urls.clone());
                 let me = MemberRecord { id: i.member_id, name, client_urls, ..Default::default() };
-                self.propose_members(Scope::Operator, MemberVerb::Publish, vec![me]).await
+                self.propose_members(&Who::cloud(), MemberVerb::Publish, vec![me]).await
             }
             _ => Ok(()),
         };

@@ -3,7 +3,8 @@
 use crate::{
     EtcdError, EtcdResult, Scope,
     model::members::MemberChange,
-    wire::etcdserverpb::{AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, TxnRequest},
+    who::{Login, Who},
+    wire::etcdserverpb::*,
 };
 use bytes::Bytes;
 use prost::Message;
@@ -23,8 +24,17 @@ pub struct Command {
     #[prost(bool, tag = "2")]
     tenant: bool,
     /// What to do.
-    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 20")]
+    #[prost(oneof = "Op", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 20")]
     pub op: Option<Op>,
+    /// Proposed by an operator who has proven it, or by the cloud itself.
+    #[prost(bool, tag = "12")]
+    root: bool,
+    /// The user of etcd's authentication that proposed it; nobody is empty.
+    #[prost(string, tag = "13")]
+    user: String,
+    /// Revision of users and roles at which the user was known.
+    #[prost(uint64, tag = "14")]
+    auth_revision: u64,
 }
 
 /// What a command does.
@@ -49,8 +59,62 @@ pub enum Op {
     Alarm(AlarmRequest),
     #[prost(message, tag = "11")]
     LeaseCheckpoint(Checkpoint),
+    #[prost(message, tag = "15")]
+    Auth(AuthCommand),
     #[prost(message, tag = "20")]
     Members(MemberChange),
+}
+
+/// Changes users, roles or what they count for.
+#[derive(Clone, PartialEq, Message)]
+pub struct AuthCommand {
+    /// How.
+    #[prost(oneof = "AuthChange", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    pub change: Option<AuthChange>,
+}
+
+/// A change of users and roles.
+#[derive(Clone, PartialEq, prost::Oneof)]
+#[allow(missing_docs, reason = "named like etcd's requests")]
+pub enum AuthChange {
+    #[prost(message, tag = "1")]
+    Enable(AuthEnableRequest),
+    #[prost(message, tag = "2")]
+    Disable(AuthDisableRequest),
+    #[prost(message, tag = "3")]
+    Authenticate(LoggedIn),
+    #[prost(message, tag = "4")]
+    UserAdd(AuthUserAddRequest),
+    #[prost(message, tag = "5")]
+    UserDelete(AuthUserDeleteRequest),
+    #[prost(message, tag = "6")]
+    UserChangePassword(AuthUserChangePasswordRequest),
+    #[prost(message, tag = "7")]
+    UserGrantRole(AuthUserGrantRoleRequest),
+    #[prost(message, tag = "8")]
+    UserRevokeRole(AuthUserRevokeRoleRequest),
+    #[prost(message, tag = "9")]
+    RoleAdd(AuthRoleAddRequest),
+    #[prost(message, tag = "10")]
+    RoleDelete(AuthRoleDeleteRequest),
+    #[prost(message, tag = "11")]
+    RoleGrantPermission(AuthRoleGrantPermissionRequest),
+    #[prost(message, tag = "12")]
+    RoleRevokePermission(AuthRoleRevokePermissionRequest),
+}
+
+/// A user whose password was found right.
+#[derive(Clone, PartialEq, Message)]
+pub struct LoggedIn {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Digest of the token.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: Bytes,
+    /// Revision of users and roles at which the password was checked.
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
 }
 
 /// Makes a lease.
@@ -131,13 +195,28 @@ pub(crate) struct Write {
 
 impl Command {
     /// A command by a caller.
-    pub fn new(scope: Scope, op: Op) -> Command {
-        Command { version: VERSION, tenant: scope == Scope::Tenant, op: Some(op) }
+    pub fn new(who: &Who, op: Op) -> Command {
+        let (root, user, auth_revision) = match &who.login {
+            Login::Root => (true, String::new(), 0),
+            Login::Nobody => (false, String::new(), 0),
+            Login::User { name, revision } => (false, name.clone(), *revision),
+        };
+        let tenant = who.scope == Scope::Tenant;
+        Command { version: VERSION, tenant, op: Some(op), root, user, auth_revision }
     }
 
     /// Whose command it is.
     pub fn scope(&self) -> Scope {
         if self.tenant { Scope::Tenant } else { Scope::Operator }
+    }
+
+    /// The same for etcd's authentication.
+    pub fn login(&self) -> Login {
+        match (self.root, self.user.as_str()) {
+            (true, _) => Login::Root,
+            (false, "") => Login::Nobody,
+            (false, name) => Login::User { name: name.into(), revision: self.auth_revision },
+        }
     }
 
     /// Bytes for the log; refused when there are too many.

@@ -56,6 +56,38 @@ pub enum EtcdError {
     PermissionDenied,
     #[error("etcdserver: user name is empty")]
     NoIdentity,
+    #[error("etcdserver: user name is empty")]
+    UserEmpty,
+    #[error("etcdserver: root user does not exist")]
+    RootUserNotExist,
+    #[error("etcdserver: root user does not have root role")]
+    RootRoleNotExist,
+    #[error("etcdserver: user name already exists")]
+    UserAlreadyExist,
+    #[error("etcdserver: user name not found")]
+    UserNotFound,
+    #[error("etcdserver: role name already exists")]
+    RoleAlreadyExist,
+    #[error("etcdserver: role name not found")]
+    RoleNotFound,
+    #[error("etcdserver: role name is empty")]
+    RoleEmpty,
+    #[error("etcdserver: authentication failed, invalid user ID or password")]
+    AuthFailed,
+    #[error("etcdserver: permission not given")]
+    PermissionNotGiven,
+    #[error("etcdserver: role is not granted to the user")]
+    RoleNotGranted,
+    #[error("etcdserver: permission is not granted to the role")]
+    PermissionNotGranted,
+    #[error("etcdserver: authentication is not enabled")]
+    AuthNotEnabled,
+    #[error("etcdserver: invalid auth token")]
+    InvalidAuthToken,
+    #[error("etcdserver: invalid auth management")]
+    InvalidAuthMgmt,
+    #[error("etcdserver: revision of auth store is old")]
+    AuthOldRevision,
     #[error("etcdserver: request timed out")]
     Timeout,
     #[error("etcdserver: no leader")]
@@ -89,12 +121,27 @@ impl EtcdError {
             | EtcdError::DuplicateKey
             | EtcdError::RequestTooLarge
             | EtcdError::InvalidSortOption
+            | EtcdError::UserEmpty
+            | EtcdError::RoleEmpty
+            | EtcdError::AuthFailed
+            | EtcdError::PermissionNotGiven
+            | EtcdError::InvalidAuthMgmt
+            | EtcdError::AuthOldRevision
             | EtcdError::Unsupported(_) => Code::InvalidArgument,
             EtcdError::Compacted | EtcdError::FutureRevision | EtcdError::LeaseTtlTooLarge => {
                 Code::OutOfRange
             }
             EtcdError::LeaseNotFound | EtcdError::MemberNotFound => Code::NotFound,
             EtcdError::LeaseExists
+            | EtcdError::RootUserNotExist
+            | EtcdError::RootRoleNotExist
+            | EtcdError::UserAlreadyExist
+            | EtcdError::UserNotFound
+            | EtcdError::RoleAlreadyExist
+            | EtcdError::RoleNotFound
+            | EtcdError::RoleNotGranted
+            | EtcdError::PermissionNotGranted
+            | EtcdError::AuthNotEnabled
             | EtcdError::CheckFailed(_)
             | EtcdError::MemberIdExists
             | EtcdError::PeerUrlExists
@@ -105,7 +152,7 @@ impl EtcdError {
             EtcdError::TooManyRequests | EtcdError::NoSpace => Code::ResourceExhausted,
             EtcdError::Corrupt => Code::DataLoss,
             EtcdError::PermissionDenied => Code::PermissionDenied,
-            EtcdError::NoIdentity => Code::Unauthenticated,
+            EtcdError::NoIdentity | EtcdError::InvalidAuthToken => Code::Unauthenticated,
             EtcdError::Timeout | EtcdError::NoLeader | EtcdError::Stopped => Code::Unavailable,
             EtcdError::Unimplemented(_) => Code::Unimplemented,
             EtcdError::Internal(_) => Code::Internal,

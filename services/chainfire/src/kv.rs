@@ -112,8 +112,11 @@ impl Kv for Handle {
         });
         let commit =
             Commit { checks: checks.iter().map(command::Check::from).collect(), writes: writes.collect() };
-        let revision =
-            self.0.propose_revision(Scope::Operator, Op::Commit(commit)).await.map_err(unavailable)?;
+        let revision = self
+            .0
+            .propose_revision(&crate::who::Who::cloud(), Op::Commit(commit))
+            .await
+            .map_err(unavailable)?;
         Ok(Committed { revision: revision as u64 })
     }
 

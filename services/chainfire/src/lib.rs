@@ -32,8 +32,11 @@ mod scope;
 pub mod snapshot;
 mod store;
 mod sweep;
+mod tokens;
+mod who;
 pub mod wire;
 
 pub use error::{EtcdError, EtcdResult};
 pub use scope::{RESERVED_PREFIX, Scope, Span};
 pub use store::{ChainFire, ChainFireConfig};
+pub use who::Anonymous;

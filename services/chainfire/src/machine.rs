@@ -7,6 +7,7 @@ use crate::{
     hub::Hub,
     lessor::Lessor,
     model::{Answer, Batch, LeaseEffect, Reader, Rules, layout::*},
+    tokens::Tokens,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use photon_kv::{
@@ -46,6 +47,8 @@ pub struct Shared {
     pub hub: Hub,
     /// Lease timers.
     pub lessor: Lessor,
+    /// Tokens of logged-in users.
+    pub tokens: Tokens,
     /// Held while the sweeper removes versions and while a snapshot replaces the state.
     pub sweeping: Mutex<()>,
 }
@@ -112,6 +115,7 @@ impl StateMachine {
             state: RwLock::new(published),
             engine,
             lessor,
+            tokens: Tokens::default(),
             sweeping: Mutex::new(()),
         });
         Ok((StateMachine { shared: shared.clone(), state }, shared))
@@ -150,6 +154,7 @@ impl Machine for StateMachine {
         };
         let history = std::mem::take(&mut batch.history);
         let effects = std::mem::take(&mut batch.leases);
+        let tokens = std::mem::take(&mut batch.tokens);
         let rules = batch.rules.clone();
         let mut over = batch.into_overlay();
         over.put(META, STATE, state.encode_to_vec());
@@ -157,6 +162,7 @@ impl Machine for StateMachine {
         let grown = revision > self.state.revision;
         self.publish(state, rules);
         self.shared.lessor.apply(&effects);
+        self.shared.tokens.apply(&tokens);
         if grown {
             self.shared.hub.append(history, revision);
         }

@@ -11,8 +11,9 @@
 //! transaction; outside, hand the token along and refuse one smaller than the greatest seen.
 
 use crate::{
-    ChainFire, EtcdResult, Scope, Span,
+    ChainFire, EtcdResult, Span,
     hub::{Cursor, Interest},
+    who::Who,
     wire::{
         etcdserverpb::{
             Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, TxnResponse,
@@ -33,7 +34,7 @@ const SESSION_TTL: i64 = 60;
 #[derive(Clone)]
 pub(crate) struct Line {
     store: ChainFire,
-    scope: Scope,
+    who: Who,
     prefix: Bytes,
 }
 
@@ -84,16 +85,20 @@ fn revision(r: &TxnResponse) -> i64 {
 
 impl Line {
     /// The line of a name.
-    pub fn new(store: &ChainFire, scope: Scope, name: &[u8]) -> Line {
-        Line { store: store.clone(), scope, prefix: [name, b"/"].concat().into() }
+    pub fn new(store: &ChainFire, who: &Who, name: &[u8]) -> Line {
+        Line { store: store.clone(), who: who.clone(), prefix: [name, b"/"].concat().into() }
     }
 
     /// A lease to stand with: the one named, or a new one that nobody keeps alive.
     pub async fn lease(&self, id: i64) -> EtcdResult<i64> {
         match id {
-            0 => Ok(self.store.lease_grant(self.scope, 0, SESSION_TTL).await?.1),
+            0 => Ok(self.store.lease_grant(&self.who(), 0, SESSION_TTL).await?.1),
             id => Ok(id),
         }
+    }
+
+    fn who(&self) -> Who {
+        self.who.at(self.store.published().rules.auth.revision())
     }
 
     fn end(&self) -> Bytes {
@@ -124,7 +129,7 @@ impl Line {
             success: vec![op(Request::RequestPut(put)), first.clone()],
             failure: vec![op(Request::RequestRange(get)), first],
         };
-        let r = self.store.txn(self.scope, txn).await?;
+        let r = self.store.txn(&self.who(), txn).await?;
         let before = if r.succeeded { None } else { pairs(&r, 0).pop() };
         let created = before.as_ref().map_or(revision(&r), |kv| kv.create_revision);
         Ok(Stood {
@@ -139,8 +144,8 @@ impl Line {
     pub async fn wait(&self, place: &Place) -> EtcdResult<()> {
         let mut guard = Guard { line: self.clone(), place: Some(place.clone()) };
         loop {
-            let r = self.store.range(self.scope, self.by_creation(SortOrder::Descend, place.revision - 1));
-            let r = r.await?;
+            let before = self.by_creation(SortOrder::Descend, place.revision - 1);
+            let r = self.store.range(&self.who(), before).await?;
             let Some(kv) = r.kvs.into_iter().next() else {
                 guard.place = None;
                 return Ok(());
@@ -160,7 +165,7 @@ impl Line {
     /// Changes of a span from a revision on.
     pub fn events(&self, span: Span, next: i64, no_put: bool) -> Events {
         let shared = self.store.inner.shared.clone();
-        let interest = Interest { scope: self.scope, span, no_put, no_delete: false, prev_kv: false };
+        let interest = Interest { scope: self.who.scope, span, no_put, no_delete: false, prev_kv: false };
         Events { news: shared.hub.subscribe(), cursor: Cursor { interest, next }, shared }
     }
 
@@ -172,7 +177,7 @@ impl Line {
 
     /// Who holds, and the revision of the answer.
     pub async fn holder(&self) -> EtcdResult<(Option<KeyValue>, i64)> {
-        let r = self.store.range(self.scope, self.by_creation(SortOrder::Ascend, 0)).await?;
+        let r = self.store.range(&self.who(), self.by_creation(SortOrder::Ascend, 0)).await?;
         Ok((r.kvs.into_iter().next(), r.header.map_or(0, |h| h.revision)))
     }
 
@@ -194,7 +199,7 @@ impl Line {
             success: vec![op(request)],
             failure: Vec::new(),
         };
-        let r = self.store.txn(self.scope, txn).await?;
+        let r = self.store.txn(&self.who(), txn).await?;
         Ok((r.succeeded, revision(&r)))
     }
 }

@@ -2,11 +2,12 @@
 //! sweep compacted history).
 
 use crate::{
-    EtcdError, EtcdResult, Scope,
+    EtcdError, EtcdResult,
     cluster::{AddressBook, Peering, Seat, stable_id},
-    command::{Checkpoint, Command, Grant, Left, MAX_REQUEST, Op, Revoke},
+    command::{AuthChange, AuthCommand, Checkpoint, Command, Grant, Left, LoggedIn, MAX_REQUEST, Op, Revoke},
     machine::{Published, Shared, StateMachine},
     model::{Answer, apply::attached, apply::read_only_txn, check, layout::SPACES},
+    who::Who,
     wire::etcdserverpb::{
         AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
         PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, alarm_request::AlarmAction,
@@ -27,7 +28,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -230,7 +231,7 @@ impl ChainFire {
             return Ok(());
         }
         let request = CompactionRequest { revision, physical: false };
-        let done = self.compact(Scope::Operator, request).await.map(drop);
+        let done = self.compact(&Who::cloud(), request).await.map(drop);
         done.map_err(|e| photon_base::Error::unavailable("history was not compacted").why(e))
     }
 
@@ -260,8 +261,8 @@ impl ChainFire {
     }
 
     /// Puts a command through the log.
-    pub(crate) async fn propose(&self, scope: Scope, op: Op) -> EtcdResult<Answer> {
-        let data = Command::new(scope, op).to_bytes()?;
+    pub(crate) async fn propose(&self, who: &Who, op: Op) -> EtcdResult<Answer> {
+        let data = Command::new(who, op).to_bytes()?;
         let c = &self.inner.counters;
         c.proposals_pending.fetch_add(1, Ordering::Relaxed);
         let out = self.inner.group.propose(data).await;
@@ -275,34 +276,33 @@ impl ChainFire {
         }
     }
 
-    pub(crate) async fn range(&self, scope: Scope, r: RangeRequest) -> EtcdResult<RangeResponse> {
-        check::range(scope, &r)?;
+    pub(crate) async fn range(&self, who: &Who, r: RangeRequest) -> EtcdResult<RangeResponse> {
+        check::range(who.scope, &r)?;
         self.inner.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let state = if r.serializable { self.published() } else { self.linearizable().await? };
+        state.rules.auth.range_request(&who.login, &r)?;
         if r.range_end.is_empty() {
-            return state.reader().range(scope, &r);
+            return state.reader().range(who.scope, &r);
         }
+        let scope = who.scope;
         photon_rt::task::blocking(move || state.reader().range(scope, &r)).await
     }
 
     /// The state that a RangeStream reads.
-    pub(crate) async fn range_stream_state(
-        &self,
-        scope: Scope,
-        r: &RangeRequest,
-    ) -> EtcdResult<Arc<Published>> {
-        check::range(scope, r)?;
+    pub(crate) async fn range_stream_state(&self, who: &Who, r: &RangeRequest) -> EtcdResult<Arc<Published>> {
+        check::range(who.scope, r)?;
         crate::model::stream::check(r)?;
         self.inner.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let state = if r.serializable { self.published() } else { self.linearizable().await? };
+        state.rules.auth.range_request(&who.login, r)?;
         state.reader().resolve(r.revision)?;
         Ok(state)
     }
 
-    pub(crate) async fn put(&self, scope: Scope, r: PutRequest) -> EtcdResult<PutResponse> {
-        check::put(scope, &r)?;
+    pub(crate) async fn put(&self, who: &Who, r: PutRequest) -> EtcdResult<PutResponse> {
+        check::put(who.scope, &r)?;
         self.inner.counters.puts.fetch_add(1, Ordering::Relaxed);
-        match self.propose(scope, Op::Put(r)).await? {
+        match self.propose(who, Op::Put(r)).await? {
             Answer::Put(a) => Ok(a),
             _ => Err(mismatch()),
         }
@@ -310,39 +310,41 @@ impl ChainFire {
 
     pub(crate) async fn delete_range(
         &self,
-        scope: Scope,
+        who: &Who,
         r: DeleteRangeRequest,
     ) -> EtcdResult<DeleteRangeResponse> {
-        check::delete_range(scope, &r)?;
+        check::delete_range(who.scope, &r)?;
         self.inner.counters.deletes.fetch_add(1, Ordering::Relaxed);
-        match self.propose(scope, Op::DeleteRange(r)).await? {
+        match self.propose(who, Op::DeleteRange(r)).await? {
             Answer::DeleteRange(a) => Ok(a),
             _ => Err(mismatch()),
         }
     }
 
-    pub(crate) async fn txn(&self, scope: Scope, r: TxnRequest) -> EtcdResult<TxnResponse> {
-        check::txn(scope, &r)?;
+    pub(crate) async fn txn(&self, who: &Who, r: TxnRequest) -> EtcdResult<TxnResponse> {
+        check::txn(who.scope, &r)?;
         self.inner.counters.txns.fetch_add(1, Ordering::Relaxed);
         if check::is_read_only(&r) {
             if r.encoded_len() > MAX_REQUEST {
                 return Err(EtcdError::RequestTooLarge);
             }
             let state = self.linearizable().await?;
+            state.rules.auth.txn(&who.login, &r, &|_| Ok(Vec::new()))?;
+            let scope = who.scope;
             return photon_rt::task::blocking(move || {
                 read_only_txn(state.view.clone(), state.revision, state.compacted, scope, &r)
             })
             .await;
         }
-        match self.propose(scope, Op::Txn(r)).await? {
+        match self.propose(who, Op::Txn(r)).await? {
             Answer::Txn(a) => Ok(a),
             _ => Err(mismatch()),
         }
     }
 
-    pub(crate) async fn compact(&self, scope: Scope, r: CompactionRequest) -> EtcdResult<i64> {
+    pub(crate) async fn compact(&self, who: &Who, r: CompactionRequest) -> EtcdResult<i64> {
         let physical = r.physical;
-        let done = self.propose_revision(scope, Op::Compact(r)).await?;
+        let done = self.propose_revision(who, Op::Compact(r)).await?;
         if physical {
             let shared = self.inner.shared.clone();
             photon_rt::task::blocking(move || -> EtcdResult<()> {
@@ -355,63 +357,143 @@ impl ChainFire {
     }
 
     /// Raises, lowers or lists alarms. Only operators may change them.
-    pub(crate) async fn alarm(&self, scope: Scope, r: AlarmRequest) -> EtcdResult<Vec<AlarmMember>> {
+    pub(crate) async fn alarm(&self, who: &Who, r: AlarmRequest) -> EtcdResult<Vec<AlarmMember>> {
         if r.action == AlarmAction::Get as i32 {
+            self.published().rules.auth.known(&who.login)?;
             return Ok(self.linearizable().await?.rules.alarms(r.alarm));
         }
-        match self.propose(scope, Op::Alarm(r)).await? {
+        match self.propose(who, Op::Alarm(r)).await? {
             Answer::Alarms(a) => Ok(a),
             _ => Err(mismatch()),
         }
     }
 
+    /// Changes users and roles; answers the store's revision.
+    pub(crate) async fn change_auth(&self, who: &Who, change: AuthChange) -> EtcdResult<i64> {
+        self.propose_revision(who, Op::Auth(AuthCommand { change: Some(change) })).await
+    }
+
+    /// Checks a password and gives out a token; answers the revision and the token.
+    pub(crate) async fn authenticate(
+        &self,
+        who: &Who,
+        name: String,
+        password: String,
+    ) -> EtcdResult<(i64, String)> {
+        // Users and roles may change while the password is checked; then it is checked again.
+        for _ in 0..4 {
+            let rules = self.linearizable().await?.rules.clone();
+            if !rules.auth.enabled {
+                return Err(EtcdError::AuthNotEnabled);
+            }
+            let stored = rules.auth.users.get(&name).filter(|u| !u.no_password).map(|u| u.hash.clone());
+            if !password_fits(password.clone(), stored).await? {
+                tracing::warn!(user = name.chars().take(64).collect::<String>(), "a login was refused");
+                return Err(EtcdError::AuthFailed);
+            }
+            let token = photon_auth::password::generate();
+            let digest = crate::tokens::digest(&token);
+            let revision = rules.auth.revision();
+            let login = LoggedIn { name: name.clone(), digest, revision };
+            match self.change_auth(who, AuthChange::Authenticate(login)).await {
+                Err(EtcdError::AuthOldRevision) => {}
+                other => return Ok((other?, token)),
+            }
+        }
+        Err(EtcdError::AuthOldRevision)
+    }
+
     /// A command of which only the revision after it is told.
-    pub(crate) async fn propose_revision(&self, scope: Scope, op: Op) -> EtcdResult<i64> {
-        match self.propose(scope, op).await? {
+    pub(crate) async fn propose_revision(&self, who: &Who, op: Op) -> EtcdResult<i64> {
+        match self.propose(who, op).await? {
             Answer::Revision(r) => Ok(r),
             _ => Err(mismatch()),
         }
     }
 
     /// Makes a lease; answers revision, id and time to live.
-    pub(crate) async fn lease_grant(&self, scope: Scope, id: i64, ttl: i64) -> EtcdResult<(i64, i64, i64)> {
+    pub(crate) async fn lease_grant(&self, who: &Who, id: i64, ttl: i64) -> EtcdResult<(i64, i64, i64)> {
         check::lease_ttl(ttl)?;
         let id = if id == 0 { (photon_rt::entropy::u64() >> 1).max(1) as i64 } else { id };
-        match self.propose(scope, Op::LeaseGrant(Grant { id, ttl })).await? {
+        match self.propose(who, Op::LeaseGrant(Grant { id, ttl })).await? {
             Answer::LeaseGrant { revision, ttl } => Ok((revision, id, ttl)),
             _ => Err(mismatch()),
         }
     }
 
     /// Keeps a lease alive; answers its time to live.
-    pub(crate) async fn lease_renew(&self, scope: Scope, id: i64) -> EtcdResult<i64> {
+    pub(crate) async fn lease_renew(&self, who: &Who, id: i64) -> EtcdResult<i64> {
+        let rules = self.published().rules.clone();
+        rules.auth.known(&who.at(rules.auth.revision()).login)?;
         if self.raft().role != Role::Leader {
             // The timers that count are the leader's: it hears of it through the log.
-            self.inner.shared.lessor.remaining(scope, id)?;
+            self.inner.shared.lessor.remaining(who.scope, id)?;
             let whole = Checkpoint { leases: vec![Left { id, ..Default::default() }] };
-            self.propose_revision(Scope::Operator, Op::LeaseCheckpoint(whole)).await?;
-            return self.inner.shared.lessor.remaining(scope, id).map(|r| r.granted);
+            self.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(whole)).await?;
+            return self.inner.shared.lessor.remaining(who.scope, id).map(|r| r.granted);
         }
         for _ in 0..3 {
-            if let Some(ttl) = self.inner.shared.lessor.renew(scope, id)? {
+            if let Some(ttl) = self.inner.shared.lessor.renew(who.scope, id)? {
                 return Ok(ttl);
             }
             let whole = Checkpoint { leases: vec![Left { id, ..Default::default() }] };
-            self.propose_revision(Scope::Operator, Op::LeaseCheckpoint(whole)).await?;
+            self.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(whole)).await?;
         }
         Err(EtcdError::Timeout)
     }
 
-    pub(crate) async fn lease_revoke(&self, scope: Scope, id: i64) -> EtcdResult<i64> {
-        self.propose_revision(scope, Op::LeaseRevoke(Revoke { id, unless_renewed: 0 })).await
+    pub(crate) async fn lease_revoke(&self, who: &Who, id: i64) -> EtcdResult<i64> {
+        self.propose_revision(who, Op::LeaseRevoke(Revoke { id, unless_renewed: 0 })).await
     }
 
     /// Keys attached to a lease that the caller sees.
-    pub(crate) async fn lease_keys(&self, scope: Scope, id: i64) -> EtcdResult<Vec<Bytes>> {
+    pub(crate) async fn lease_keys(&self, who: &Who, id: i64) -> EtcdResult<Vec<Bytes>> {
         let state = self.published();
+        let rules = state.rules.clone();
         let keys = photon_rt::task::blocking(move || attached(&*state.view, id)).await?;
-        Ok(keys.into_iter().filter(|k| scope.may_name(k)).collect())
+        keys.iter().try_for_each(|k| rules.auth.range(&who.login, k, &Bytes::new()))?;
+        Ok(keys.into_iter().filter(|k| who.scope.may_name(k)).collect())
     }
+}
+
+/// Passwords hashed or checked at a time; each takes tens of milliseconds of a core.
+static HASHING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(2);
+
+/// Requests that wait for that at most.
+const HASHING_QUEUE: usize = 64;
+
+/// Runs work on a password when it is its turn.
+async fn hashing<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> EtcdResult<T> {
+    static WAITING: AtomicUsize = AtomicUsize::new(0);
+    struct Place;
+    impl Drop for Place {
+        fn drop(&mut self) {
+            WAITING.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+    let before = WAITING.fetch_add(1, Ordering::Relaxed);
+    let _place = Place;
+    if before >= HASHING_QUEUE {
+        return Err(EtcdError::TooManyRequests);
+    }
+    let _turn = HASHING.acquire().await.map_err(|_| EtcdError::Stopped)?;
+    Ok(photon_rt::task::blocking(f).await)
+}
+
+/// etcd takes passwords of any length, the house's hash of some: it gets a digest of the password.
+fn condensed(password: &str) -> String {
+    crate::tokens::digest(password).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The hash to keep of a password.
+pub(crate) async fn hash_password(password: String) -> EtcdResult<String> {
+    hashing(move || photon_auth::password::hash(&condensed(&password)))
+        .await?
+        .map_err(|e| EtcdError::Internal(e.to_string()))
+}
+
+async fn password_fits(password: String, stored: Option<String>) -> EtcdResult<bool> {
+    hashing(move || photon_auth::password::verify(&condensed(&password), stored.as_deref())).await
 }
 
 /// A failure of the log in etcd's words.
@@ -452,7 +534,7 @@ async fn expire(inner: std::sync::Weak<Inner>) {
         let leases = me.inner.shared.lessor.due(RECORD_BATCH);
         if !leases.is_empty()
             && let Err(e) =
-                me.propose_revision(Scope::Operator, Op::LeaseCheckpoint(Checkpoint { leases })).await
+                me.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(Checkpoint { leases })).await
         {
             tracing::warn!(error = %e, "what leases have left could not be recorded; done again later");
         }
@@ -461,7 +543,7 @@ async fn expire(inner: std::sync::Weak<Inner>) {
             let me = me.clone();
             async move {
                 let end = Revoke { id, unless_renewed: renewals + 1 };
-                match me.propose_revision(Scope::Operator, Op::LeaseRevoke(end)).await {
+                match me.propose_revision(&Who::cloud(), Op::LeaseRevoke(end)).await {
                     Ok(_) => me.inner.counters.leases_expired.fetch_add(1, Ordering::Relaxed),
                     Err(EtcdError::LeaseNotFound) => 0, // somebody was faster
                     Err(e) => {

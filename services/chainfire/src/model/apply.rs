@@ -1,9 +1,9 @@
 //! Applying commands: each one to a [`Batch`] of writes that see one another, at one revision each.
 
-use super::{check, layout::*, members::MemberChange, read::Reader, rules::Rules};
+use super::{auth::TokenEffect, check, layout::*, members::MemberChange, read::Reader, rules::Rules};
 use crate::{
     EtcdError, EtcdResult, Scope, Span,
-    command::{Check, Checkpoint, Command, Commit, Grant, Op, Revoke},
+    command::{AuthChange, AuthCommand, Check, Checkpoint, Command, Commit, Grant, Op, Revoke},
     wire::{
         etcdserverpb::{
             AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse,
@@ -87,6 +87,8 @@ pub struct Batch {
     pub leases: Vec<LeaseEffect>,
     /// The rules in force.
     pub rules: Arc<Rules>,
+    /// What this member's tokens will learn.
+    pub tokens: Vec<TokenEffect>,
 }
 
 fn header(revision: i64) -> Option<ResponseHeader> {
@@ -96,8 +98,8 @@ fn header(revision: i64) -> Option<ResponseHeader> {
 impl Batch {
     /// On top of a state.
     pub fn new(base: Arc<dyn View>, revision: i64, compacted: i64, rules: Arc<Rules>) -> Batch {
-        let (history, leases) = (Vec::new(), Vec::new());
-        Batch { over: Overlay::new(base), revision, compacted, history, leases, rules }
+        let (history, leases, tokens) = (Vec::new(), Vec::new(), Vec::new());
+        Batch { over: Overlay::new(base), revision, compacted, history, leases, rules, tokens }
     }
 
     /// Revision and compaction watermark after what was applied so far.
@@ -114,7 +116,11 @@ impl Batch {
     /// cannot be read.
     pub fn apply(&mut self, command: &Command) -> EtcdResult<Answer> {
         let scope = command.scope();
-        command.op.as_ref().map_or(Ok(()), |op| self.rules.permit(op))?;
+        if let Some(op) = &command.op {
+            let keys = |id| attached(&self.over, id);
+            self.rules.auth.permit(&command.login(), op, &keys)?;
+            self.rules.permit(op)?;
+        }
         match &command.op {
             Some(Op::Put(r)) => {
                 check::put(scope, r)?;
@@ -134,6 +140,7 @@ impl Batch {
             Some(Op::LeaseRevoke(r)) => self.revoke(scope, r),
             Some(Op::Commit(r)) => self.commit(r),
             Some(Op::LeaseCheckpoint(r)) => self.checkpoint(r),
+            Some(Op::Auth(r)) => self.auth(r),
             Some(Op::Alarm(r)) => self.alarm(scope, r),
             Some(Op::Members(r)) => self.members(scope, r),
             None => Err(EtcdError::Unsupported("an empty command".into())),
@@ -299,6 +306,16 @@ impl Batch {
             self.over.put(LEASE, lease_key(l.id), record.encode_to_vec());
             let (left, renewals) = (record.left, record.renewals);
             self.leases.push(LeaseEffect::Recorded { id: l.id, left, renewals });
+        }
+        Ok(Answer::Revision(self.revision))
+    }
+
+    fn auth(&mut self, r: &AuthCommand) -> EtcdResult<Answer> {
+        let change = r.change.as_ref().ok_or_else(|| EtcdError::Unsupported("an empty change".into()))?;
+        let login = matches!(change, AuthChange::Authenticate(_));
+        self.tokens.extend(Arc::make_mut(&mut self.rules).auth.change(change)?);
+        if !login {
+            self.over.put(META, RULES, self.rules.encode_to_vec());
         }
         Ok(Answer::Revision(self.revision))
     }

@@ -2,6 +2,7 @@
 //! function of the commands.
 
 pub mod apply;
+pub mod auth;
 pub mod check;
 pub mod hash;
 pub mod layout;

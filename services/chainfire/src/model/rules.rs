@@ -1,7 +1,7 @@
-//! What the store itself follows: raised alarms, and who shall be a member. One record, kept in memory by the machine and
-//! with every published state.
+//! What the store itself follows: raised alarms, who shall be a member, and users with their roles. One
+//! record, kept in memory by the machine and with every published state.
 
-use super::layout::*;
+use super::{auth::Auth, layout::*};
 use crate::{
     EtcdError, EtcdResult,
     command::Op,
@@ -24,6 +24,9 @@ pub struct Rules {
     /// Members that shall be, ordered by number; none in a cluster without peers.
     #[prost(message, repeated, tag = "2")]
     pub members: Vec<super::members::MemberRecord>,
+    /// Users and roles.
+    #[prost(message, required, tag = "3")]
+    pub auth: Auth,
 }
 
 impl Rules {
@@ -48,7 +51,9 @@ impl Rules {
         if self.alarms.is_empty() {
             return Ok(());
         }
-        if self.raised(AlarmType::Corrupt) && !matches!(op, Op::Alarm(_)) {
+        if self.raised(AlarmType::Corrupt)
+            && !matches!(op, Op::Alarm(_) | Op::Auth(_) | Op::Members(_) | Op::LeaseCheckpoint(_))
+        {
             return Err(EtcdError::Corrupt);
         }
         let grows = match op {

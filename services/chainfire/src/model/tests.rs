@@ -7,6 +7,7 @@ use crate::{
     command::{Checkpoint, Command, Grant, Left, Op, Revoke},
     machine::{Shared, StateMachine},
     model::Answer,
+    who::{Login, Who},
     wire::etcdserverpb::{
         CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp,
         TxnRequest, request_op::Request,
@@ -73,7 +74,7 @@ fn log(seed: u64, n: u64) -> Vec<photon_raft::Command> {
                 _ => Op::LeaseRevoke(Revoke { id: 1 + rng.below(3) as i64, unless_renewed: 0 }),
             };
             let scope = if rng.percent(20) { Scope::Tenant } else { Scope::Operator };
-            let data = Command::new(scope, op).to_bytes().expect("small");
+            let data = Command::new(&Who { scope, login: Login::Root }, op).to_bytes().expect("small");
             // Positions have gaps, as where the log holds entries that are not commands.
             photon_raft::Command { position: Position { index: i * 2, term: 1 + i / 50 }, data }
         })
@@ -274,7 +275,7 @@ fn sweeping_removes_only_what_nobody_can_read() {
 #[test]
 fn a_command_of_a_newer_version_stops_the_machine() {
     let (mut m, _) = open(&engine());
-    let mut data = Command::new(Scope::Operator, Op::LeaseRevoke(Revoke { id: 1, unless_renewed: 0 }))
+    let mut data = Command::new(&Who::cloud(), Op::LeaseRevoke(Revoke { id: 1, unless_renewed: 0 }))
         .to_bytes()
         .expect("small")
         .to_vec();
@@ -315,7 +316,7 @@ fn a_recorded_lease_goes_on_where_it_was() {
     let mut index = 0;
     let mut apply = |m: &mut StateMachine, op: Op| {
         index += 1;
-        let data = Command::new(Scope::Operator, op).to_bytes().expect("small");
+        let data = Command::new(&Who::cloud(), op).to_bytes().expect("small");
         let c = photon_raft::Command { position: Position { index, term: 1 }, data };
         m.apply(&[c]).expect("applies").remove(0).expect("accepted");
     };

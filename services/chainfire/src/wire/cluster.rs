@@ -2,20 +2,13 @@
 //! (`crate::cluster`): a call returns when its wish is durable, on whatever member it was made. A new
 //! member gets the log first and votes when it has caught up, without a second call.
 
-use super::{Api, etcdserverpb::*, scope};
+use super::{Api, etcdserverpb::*};
 use crate::{
-    EtcdError, Scope,
     cluster::member_id,
     model::members::{MemberRecord, MemberVerb},
+    who::Who,
 };
 use tonic::{Request, Response, Status};
-
-fn operator<T>(request: &Request<T>) -> Result<Scope, Status> {
-    match scope(request)? {
-        Scope::Operator => Ok(Scope::Operator),
-        Scope::Tenant => Err(EtcdError::PermissionDenied.into()),
-    }
-}
 
 impl Api {
     fn list(&self) -> Vec<Member> {
@@ -29,8 +22,8 @@ impl Api {
         self.0.members().into_iter().map(member).collect()
     }
 
-    async fn change(&self, scope: Scope, verb: MemberVerb, m: MemberRecord) -> Result<Vec<Member>, Status> {
-        self.0.change_members(scope, verb, m).await?;
+    async fn change(&self, who: &Who, verb: MemberVerb, m: MemberRecord) -> Result<Vec<Member>, Status> {
+        self.0.change_members(who, verb, m).await?;
         Ok(self.list())
     }
 }
@@ -53,12 +46,12 @@ impl cluster_server::Cluster for Api {
         &self,
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        let scope = operator(&request)?;
+        let who = self.operator(&request)?;
         let r = request.into_inner();
         urls(&r.peer_ur_ls)?;
         let id = member_id(&r.peer_ur_ls[0]);
         let m = MemberRecord { id, peer_urls: r.peer_ur_ls, learner: r.is_learner, ..Default::default() };
-        let members = self.change(scope, MemberVerb::Add, m).await?;
+        let members = self.change(&who, MemberVerb::Add, m).await?;
         let member = members.iter().find(|m| m.id == id).cloned();
         Ok(Response::new(MemberAddResponse { header: self.header(self.revision()), member, members }))
     }
@@ -67,9 +60,9 @@ impl cluster_server::Cluster for Api {
         &self,
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        let scope = operator(&request)?;
+        let who = self.operator(&request)?;
         let m = MemberRecord { id: request.into_inner().id, ..Default::default() };
-        let members = self.change(scope, MemberVerb::Remove, m).await?;
+        let members = self.change(&who, MemberVerb::Remove, m).await?;
         Ok(Response::new(MemberRemoveResponse { header: self.header(self.revision()), members }))
     }
 
@@ -77,11 +70,11 @@ impl cluster_server::Cluster for Api {
         &self,
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        let scope = operator(&request)?;
+        let who = self.operator(&request)?;
         let r = request.into_inner();
         urls(&r.peer_ur_ls)?;
         let m = MemberRecord { id: r.id, peer_urls: r.peer_ur_ls, ..Default::default() };
-        let members = self.change(scope, MemberVerb::Update, m).await?;
+        let members = self.change(&who, MemberVerb::Update, m).await?;
         Ok(Response::new(MemberUpdateResponse { header: self.header(self.revision()), members }))
     }
 
@@ -89,9 +82,9 @@ impl cluster_server::Cluster for Api {
         &self,
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        let scope = operator(&request)?;
+        let who = self.operator(&request)?;
         let m = MemberRecord { id: request.into_inner().id, ..Default::default() };
-        let members = self.change(scope, MemberVerb::Promote, m).await?;
+        let members = self.change(&who, MemberVerb::Promote, m).await?;
         Ok(Response::new(MemberPromoteResponse { header: self.header(self.revision()), members }))
     }
 
@@ -99,7 +92,8 @@ impl cluster_server::Cluster for Api {
         &self,
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
-        scope(&request)?;
+        let who = self.who(&request)?;
+        self.0.published().rules.auth.known(&who.login)?;
         if request.into_inner().linearizable {
             self.0.linearizable().await?;
         }

@@ -1,6 +1,6 @@
 //! The KV service.
 
-use super::{Api, etcdserverpb::*, scope};
+use super::{Api, etcdserverpb::*};
 use futures::Stream;
 use std::pin::Pin;
 use tokio::sync::mpsc;
@@ -12,8 +12,8 @@ const QUEUE: usize = 2;
 #[tonic::async_trait]
 impl kv_server::Kv for Api {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let scope = scope(&request)?;
-        let mut r = self.0.range(scope, request.into_inner()).await?;
+        let who = self.who(&request)?;
+        let mut r = self.0.range(&who, request.into_inner()).await?;
         self.fill(&mut r.header);
         Ok(Response::new(r))
     }
@@ -24,16 +24,16 @@ impl kv_server::Kv for Api {
         &self,
         request: Request<RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let r = request.into_inner();
-        let state = self.0.range_stream_state(scope, &r).await?;
+        let state = self.0.range_stream_state(&who, &r).await?;
         let (out, rx) = mpsc::channel(QUEUE);
         let me = self.clone();
         // One snapshot for all pieces: no compaction can come between them.
         self.0.inner.tasks.spawn(
             "chainfire-range-stream",
             photon_rt::task::blocking(move || {
-                let done = state.reader().stream(scope, &r, |mut piece| {
+                let done = state.reader().stream(who.scope, &r, |mut piece| {
                     if piece.header.is_some() {
                         me.fill(&mut piece.header);
                     }
@@ -48,8 +48,8 @@ impl kv_server::Kv for Api {
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let scope = scope(&request)?;
-        let mut r = self.0.put(scope, request.into_inner()).await?;
+        let who = self.who(&request)?;
+        let mut r = self.0.put(&who, request.into_inner()).await?;
         self.fill(&mut r.header);
         Ok(Response::new(r))
     }
@@ -58,15 +58,15 @@ impl kv_server::Kv for Api {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let scope = scope(&request)?;
-        let mut r = self.0.delete_range(scope, request.into_inner()).await?;
+        let who = self.who(&request)?;
+        let mut r = self.0.delete_range(&who, request.into_inner()).await?;
         self.fill(&mut r.header);
         Ok(Response::new(r))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let scope = scope(&request)?;
-        let mut r = self.0.txn(scope, request.into_inner()).await?;
+        let who = self.who(&request)?;
+        let mut r = self.0.txn(&who, request.into_inner()).await?;
         self.fill(&mut r.header);
         Ok(Response::new(r))
     }
@@ -75,8 +75,8 @@ impl kv_server::Kv for Api {
         &self,
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
-        let scope = scope(&request)?;
-        let revision = self.0.compact(scope, request.into_inner()).await?;
+        let who = self.who(&request)?;
+        let revision = self.0.compact(&who, request.into_inner()).await?;
         Ok(Response::new(CompactionResponse { header: self.header(revision) }))
     }
 }

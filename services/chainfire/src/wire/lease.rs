@@ -1,6 +1,6 @@
 //! The Lease service.
 
-use super::{Api, etcdserverpb::*, scope};
+use super::{Api, etcdserverpb::*};
 use crate::EtcdError;
 use futures::{Stream, StreamExt};
 use std::pin::Pin;
@@ -12,9 +12,9 @@ impl lease_server::Lease for Api {
         &self,
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let r = request.into_inner();
-        let (revision, id, ttl) = self.0.lease_grant(scope, r.id, r.ttl).await?;
+        let (revision, id, ttl) = self.0.lease_grant(&who, r.id, r.ttl).await?;
         Ok(Response::new(LeaseGrantResponse { header: self.header(revision), id, ttl, error: String::new() }))
     }
 
@@ -22,8 +22,8 @@ impl lease_server::Lease for Api {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let scope = scope(&request)?;
-        let revision = self.0.lease_revoke(scope, request.into_inner().id).await?;
+        let who = self.who(&request)?;
+        let revision = self.0.lease_revoke(&who, request.into_inner().id).await?;
         Ok(Response::new(LeaseRevokeResponse { header: self.header(revision) }))
     }
 
@@ -34,13 +34,13 @@ impl lease_server::Lease for Api {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let me = self.clone();
         let answers = request.into_inner().then(move |r| {
-            let me = me.clone();
+            let (me, who) = (me.clone(), who.clone());
             async move {
                 let id = r?.id;
-                let ttl = match me.0.lease_renew(scope, id).await {
+                let ttl = match me.0.lease_renew(&who, id).await {
                     Ok(ttl) => ttl,
                     Err(EtcdError::LeaseNotFound) => 0,
                     Err(e) => return Err(e.into()),
@@ -55,16 +55,16 @@ impl lease_server::Lease for Api {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let r = request.into_inner();
-        self.0.linearizable().await?;
+        self.0.linearizable().await?.rules.auth.known(&who.login).map_err(Status::from)?;
         if self.0.raft_role() != "leader" {
             return Err(EtcdError::NotLeader.into()); // only its timers count
         }
         let header = self.header(self.revision());
-        let answer = match self.0.inner.shared.lessor.remaining(scope, r.id) {
+        let answer = match self.0.inner.shared.lessor.remaining(who.scope, r.id) {
             Ok(left) => {
-                let keys = if r.keys { self.0.lease_keys(scope, r.id).await? } else { Vec::new() };
+                let keys = if r.keys { self.0.lease_keys(&who, r.id).await? } else { Vec::new() };
                 LeaseTimeToLiveResponse { header, id: r.id, ttl: left.left, granted_ttl: left.granted, keys }
             }
             Err(EtcdError::LeaseNotFound) => {
@@ -79,10 +79,10 @@ impl lease_server::Lease for Api {
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let scope = scope(&request)?;
-        self.0.linearizable().await?;
+        let who = self.who(&request)?;
+        self.0.linearizable().await?.rules.auth.known(&who.login).map_err(Status::from)?;
         let leases =
-            self.0.inner.shared.lessor.list(scope).into_iter().map(|id| LeaseStatus { id }).collect();
+            self.0.inner.shared.lessor.list(who.scope).into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: self.header(self.revision()), leases }))
     }
 }

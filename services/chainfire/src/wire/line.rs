@@ -4,11 +4,12 @@ use super::{
     Api, Header,
     etcdserverpb::{DeleteRangeRequest, RangeRequest},
     mvccpb::KeyValue,
-    scope, v3electionpb as e, v3lockpb as l,
+    v3electionpb as e, v3lockpb as l,
 };
 use crate::{
     EtcdError, EtcdResult,
     queue::{Line, Place},
+    who::Who,
 };
 use futures::Stream;
 use std::pin::Pin;
@@ -30,9 +31,9 @@ fn refused(why: &str) -> Status {
 #[tonic::async_trait]
 impl l::lock_server::Lock for Api {
     async fn lock(&self, request: Request<l::LockRequest>) -> Result<Response<l::LockResponse>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let r = request.into_inner();
-        let line = Line::new(&self.0, scope, &r.name);
+        let line = Line::new(&self.0, &who, &r.name);
         let lease = line.lease(r.lease).await.map_err(told)?;
         let stood = line.stand(lease, Default::default()).await.map_err(told)?;
         let key = stood.place.key.clone();
@@ -41,7 +42,7 @@ impl l::lock_server::Lock for Api {
         }
         line.wait(&stood.place).await.map_err(told)?;
         // The lease may have ended while this waited, and the place with it.
-        let mine = self.0.range(scope, RangeRequest { key: key.clone(), ..Default::default() });
+        let mine = self.0.range(&who, RangeRequest { key: key.clone(), ..Default::default() });
         let mine = mine.await.map_err(told)?;
         if mine.kvs.is_empty() {
             return Err(refused("mutex: session is expired"));
@@ -54,18 +55,18 @@ impl l::lock_server::Lock for Api {
         &self,
         request: Request<l::UnlockRequest>,
     ) -> Result<Response<l::UnlockResponse>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let delete = DeleteRangeRequest { key: request.into_inner().key, ..Default::default() };
-        let mut r = self.0.delete_range(scope, delete).await.map_err(told)?;
+        let mut r = self.0.delete_range(&who, delete).await.map_err(told)?;
         self.fill(&mut r.header);
         Ok(Response::new(l::UnlockResponse { header: r.header }))
     }
 }
 
 /// The line and the place that a leader key names.
-fn resume(api: &Api, scope: crate::Scope, leader: Option<e::LeaderKey>) -> Result<(Line, Place), Status> {
+fn resume(api: &Api, who: &Who, leader: Option<e::LeaderKey>) -> Result<(Line, Place), Status> {
     let k = leader.ok_or_else(|| refused("\"leader\" field must be provided"))?;
-    let line = Line::new(&api.0, scope, &k.name);
+    let line = Line::new(&api.0, who, &k.name);
     Ok((line, Place { key: k.key, revision: k.rev, lease: k.lease }))
 }
 
@@ -75,9 +76,9 @@ impl e::election_server::Election for Api {
         &self,
         request: Request<e::CampaignRequest>,
     ) -> Result<Response<e::CampaignResponse>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let r = request.into_inner();
-        let line = Line::new(&self.0, scope, &r.name);
+        let line = Line::new(&self.0, &who, &r.name);
         let lease = line.lease(r.lease).await.map_err(told)?;
         let stood = line.stand(lease, r.value.clone()).await.map_err(told)?;
         let place = stood.place;
@@ -95,9 +96,9 @@ impl e::election_server::Election for Api {
         &self,
         request: Request<e::ProclaimRequest>,
     ) -> Result<Response<e::ProclaimResponse>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let r = request.into_inner();
-        let (line, mut place) = resume(self, scope, r.leader)?;
+        let (line, mut place) = resume(self, &who, r.leader)?;
         place.lease = line.lease(place.lease).await.map_err(told)?;
         match line.proclaim(&place, r.value).await.map_err(told)? {
             (true, revision) => Ok(Response::new(e::ProclaimResponse { header: self.header(revision) })),
@@ -109,8 +110,8 @@ impl e::election_server::Election for Api {
         &self,
         request: Request<e::LeaderRequest>,
     ) -> Result<Response<e::LeaderResponse>, Status> {
-        let scope = scope(&request)?;
-        match Line::new(&self.0, scope, &request.into_inner().name).holder().await.map_err(told)? {
+        let who = self.who(&request)?;
+        match Line::new(&self.0, &who, &request.into_inner().name).holder().await.map_err(told)? {
             (None, _) => Err(refused("election: no leader")),
             (kv, revision) => Ok(Response::new(e::LeaderResponse { header: self.header(revision), kv })),
         }
@@ -122,8 +123,8 @@ impl e::election_server::Election for Api {
         &self,
         request: Request<e::LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        let scope = scope(&request)?;
-        let line = Line::new(&self.0, scope, &request.into_inner().name);
+        let who = self.who(&request)?;
+        let line = Line::new(&self.0, &who, &request.into_inner().name);
         line.holder().await.map_err(told)?;
         let (out, rx) = mpsc::channel(QUEUE);
         let me = self.clone();
@@ -143,8 +144,8 @@ impl e::election_server::Election for Api {
         &self,
         request: Request<e::ResignRequest>,
     ) -> Result<Response<e::ResignResponse>, Status> {
-        let scope = scope(&request)?;
-        let (line, place) = resume(self, scope, request.into_inner().leader)?;
+        let who = self.who(&request)?;
+        let (line, place) = resume(self, &who, request.into_inner().leader)?;
         let revision = line.leave(&place).await.map_err(told)?;
         Ok(Response::new(e::ResignResponse { header: self.header(revision) }))
     }

@@ -1,8 +1,8 @@
 //! The Maintenance service.
 
-use super::{Api, ETCD_VERSION, etcdserverpb::*, scope};
+use super::{Api, ETCD_VERSION, etcdserverpb::*};
 use crate::{
-    EtcdError, EtcdResult, Scope,
+    EtcdError, EtcdResult,
     machine::Published,
     model::{
         hash::{Crc, hash_kv},
@@ -21,26 +21,19 @@ use tonic::{Request, Response, Status};
 /// Pieces of a snapshot (1 MiB each) that wait for a slow client.
 const QUEUE: usize = 2;
 
-/// Maintenance tells of everything and works on everything: it is for operators.
-fn operator<T>(request: &Request<T>) -> Result<Scope, Status> {
-    match scope(request)? {
-        Scope::Operator => Ok(Scope::Operator),
-        Scope::Tenant => Err(EtcdError::PermissionDenied.into()),
-    }
-}
-
 #[tonic::async_trait]
 impl maintenance_server::Maintenance for Api {
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
-        let scope = scope(&request)?;
-        let alarms = self.0.alarm(scope, request.into_inner()).await?;
+        let who = self.who(&request)?;
+        let alarms = self.0.alarm(&who, request.into_inner()).await?;
         Ok(Response::new(AlarmResponse { header: self.header(self.revision()), alarms }))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        scope(&request)?;
+        let who = self.who(&request)?;
         let i = &self.0.inner;
         let state = self.0.published();
+        state.rules.auth.admin(&who.login)?;
         let raft = self.0.raft();
         let size = i64::try_from(i.shared.engine.disk_bytes()).unwrap_or(i64::MAX);
         let mut errors = Vec::new();
@@ -67,7 +60,7 @@ impl maintenance_server::Maintenance for Api {
         &self,
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
-        operator(&request)?;
+        self.operator(&request)?;
         let engine = self.0.inner.shared.engine.clone();
         self.0.inner.tasks.spawn("chainfire-major-compaction", async move {
             if let Err(e) = photon_rt::task::blocking(move || engine.compact()).await {
@@ -80,7 +73,7 @@ impl maintenance_server::Maintenance for Api {
     /// Digest of everything, equal on members that hold the same. Not etcd's, which is over the pages of
     /// its file; etcd's own comment says "for testing only", and to use HashKV instead.
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
-        operator(&request)?;
+        self.operator(&request)?;
         let state = self.0.published();
         let revision = state.revision;
         let hash = photon_rt::task::blocking(move || everything(&state)).await?;
@@ -88,7 +81,7 @@ impl maintenance_server::Maintenance for Api {
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
-        operator(&request)?;
+        self.operator(&request)?;
         let at = request.into_inner().revision;
         let state = self.0.linearizable().await?;
         let (revision, compact_revision) = (state.revision, state.compacted);
@@ -107,7 +100,7 @@ impl maintenance_server::Maintenance for Api {
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        operator(&request)?;
+        self.operator(&request)?;
         let (out, rx) = mpsc::channel(QUEUE);
         let view = self.0.published().view.clone();
         self.0.inner.tasks.spawn(
@@ -140,7 +133,7 @@ impl maintenance_server::Maintenance for Api {
         &self,
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
-        operator(&request)?;
+        self.operator(&request)?;
         if self.0.raft_role() != "leader" {
             return Err(EtcdError::NotLeader.into());
         }

@@ -1,5 +1,6 @@
 //! Foreign protocols: etcd v3 gRPC, and the HTTP pages beside it.
 
+mod auth;
 mod cluster;
 mod codec;
 mod gateway;
@@ -10,7 +11,6 @@ mod kv;
 mod lease;
 mod line;
 mod maintenance;
-mod misc;
 mod watch;
 
 /// Code generated from `proto/` (see `tests/it/codegen.rs`). Names and numbers are etcd's.
@@ -22,6 +22,9 @@ mod generated {
     pub mod etcdserverpb {
         include!("gen/etcdserverpb.rs");
     }
+    pub mod authpb {
+        include!("gen/authpb.rs");
+    }
     pub mod v3lockpb {
         include!("gen/v3lockpb.rs");
     }
@@ -30,9 +33,13 @@ mod generated {
     }
 }
 
-pub use generated::{etcdserverpb, mvccpb, v3electionpb, v3lockpb};
+pub use generated::{authpb, etcdserverpb, mvccpb, v3electionpb, v3lockpb};
 
-use crate::{ChainFire, EtcdError, Scope, command::MAX_REQUEST};
+use crate::{
+    Anonymous, ChainFire, EtcdError, Scope,
+    command::MAX_REQUEST,
+    who::{Login, Who},
+};
 use etcdserverpb::ResponseHeader;
 use tonic::{Request, Status};
 
@@ -72,9 +79,40 @@ impl Api {
     }
 }
 
-/// Who asks. The listener has put it there; without it nobody asks.
-fn scope<T>(r: &Request<T>) -> Result<Scope, Status> {
-    r.extensions().get::<Scope>().copied().ok_or_else(|| EtcdError::NoIdentity.into())
+impl Api {
+    /// Who asks. The listener has said how far they see; without that nobody asks. Who they are to etcd's
+    /// users is in a token.
+    fn who<T>(&self, r: &Request<T>) -> Result<Who, Status> {
+        let scope = r.extensions().get::<Scope>().copied().ok_or(EtcdError::NoIdentity)?;
+        let proven = r.extensions().get::<Anonymous>().is_none();
+        let rules = self.0.published().rules.clone();
+        let login = if scope == Scope::Operator && proven {
+            Login::Root
+        } else if !rules.auth.enabled {
+            Login::Nobody
+        } else {
+            // etcd's gateway takes the token from `Authorization`; with a scheme before it, it is ours.
+            let token = |name: &str| r.metadata().get(name).and_then(|v| v.to_str().ok());
+            match token("token").or(token("authorization").filter(|t| !t.contains(' '))) {
+                None => Login::Nobody,
+                Some(t) => {
+                    let name = self.0.inner.shared.tokens.user(t).ok_or(EtcdError::InvalidAuthToken)?;
+                    Login::User { name, revision: rules.auth.revision() }
+                }
+            }
+        };
+        Ok(Who { scope, login })
+    }
+
+    /// Who asks, if they may see and do everything.
+    fn operator<T>(&self, r: &Request<T>) -> Result<Who, Status> {
+        let who = self.who(r)?;
+        if who.scope != Scope::Operator {
+            return Err(EtcdError::PermissionDenied.into());
+        }
+        self.0.published().rules.auth.admin(&who.login)?;
+        Ok(who)
+    }
 }
 
 impl ChainFire {

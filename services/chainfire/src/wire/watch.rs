@@ -1,11 +1,12 @@
 //! The Watch service: one task per stream, one cursor per watch.
 
-use super::{Api, etcdserverpb::*, mvccpb, scope};
+use super::{Api, etcdserverpb::*, mvccpb};
 use crate::{
-    EtcdError, EtcdResult, Scope, Span,
+    EtcdError, EtcdResult, Span,
     command::MAX_REQUEST,
     hub::{Cursor, Gone, Interest},
-    model::{Change, Changes},
+    model::{Change, Changes, auth::Auth},
+    who::Who,
 };
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -32,11 +33,12 @@ impl watch_server::Watch for Api {
         &self,
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let scope = scope(&request)?;
+        let who = self.who(&request)?;
         let (out, rx) = mpsc::channel(QUEUE);
         let session = Session {
             api: self.clone(),
-            scope,
+            auth_revision: self.0.published().rules.auth.revision(),
+            who,
             out,
             watches: BTreeMap::new(),
             next_id: 0,
@@ -50,6 +52,8 @@ impl watch_server::Watch for Api {
 
 struct Watching {
     cursor: Cursor,
+    /// What was asked for, as it was named.
+    range: (Bytes, Bytes),
     fragment: bool,
     /// When to say that nothing happened, if the client wants to hear that.
     notify: Option<Instant>,
@@ -57,7 +61,9 @@ struct Watching {
 
 struct Session {
     api: Api,
-    scope: Scope,
+    who: Who,
+    /// Revision of users and roles at which the rights of all watches were looked at.
+    auth_revision: u64,
     out: mpsc::Sender<Result<WatchResponse, Status>>,
     watches: BTreeMap<i64, Watching>,
     next_id: i64,
@@ -82,6 +88,9 @@ impl Session {
         let mut open = true;
         loop {
             let revision = *news.borrow_and_update();
+            if self.rights().await.is_err() {
+                return;
+            }
             let Ok(busy) = self.deliver(revision).await else { return };
             if !busy && self.report(revision).await.is_err() {
                 return;
@@ -142,10 +151,14 @@ impl Session {
         };
         let key = if c.key.is_empty() { Bytes::from_static(&[0]) } else { c.key };
         let span = Span::of(&key, &c.range_end);
-        if c.range_end.is_empty() && !self.scope.may_name(&key) {
+        if c.range_end.is_empty() && !self.who.scope.may_name(&key) {
             let denied =
                 WatchResponse { watch_id: c.watch_id, ..refuse(EtcdError::PermissionDenied.to_string()) };
             return self.send(denied, revision).await;
+        }
+        let state = self.api.0.published();
+        if let Err(e) = may_watch(&state.rules.auth, &self.who, &key, &c.range_end) {
+            return self.send(WatchResponse { watch_id: c.watch_id, ..refuse(e) }, revision).await;
         }
         if span.is_empty() {
             return self.send(refuse("mvcc: watcher range is empty".into()), revision).await;
@@ -166,9 +179,10 @@ impl Session {
             self.next_id += 1;
             self.next_id - 1
         };
+        let range = (key, c.range_end);
         let has = |f: FilterType| c.filters.contains(&(f as i32));
         let interest = Interest {
-            scope: self.scope,
+            scope: self.who.scope,
             span,
             no_put: has(FilterType::Noput),
             no_delete: has(FilterType::Nodelete),
@@ -176,14 +190,13 @@ impl Session {
         };
         let created = WatchResponse { watch_id: id, created: true, ..Default::default() };
         self.send(created, revision).await?;
-        let state = self.api.0.published();
         // A start below the compaction is told so, even where the ring still has the events.
         let next = if c.start_revision > 0 { c.start_revision } else { revision + 1 };
         if c.start_revision > 0 && next < state.compacted {
             return self.gone(id, Gone(state.compacted)).await;
         }
         let notify = c.progress_notify.then(|| now() + self.api.0.inner.config.progress_interval);
-        let watch = Watching { cursor: Cursor { interest, next }, fragment: c.fragment, notify };
+        let watch = Watching { cursor: Cursor { interest, next }, range, fragment: c.fragment, notify };
         self.watches.insert(id, watch);
         self.api.0.inner.counters.watchers.fetch_add(1, Relaxed);
         Ok(())
@@ -192,6 +205,28 @@ impl Session {
     async fn gone(&self, id: i64, Gone(compact_revision): Gone) -> Result<(), Closed> {
         let r = WatchResponse { watch_id: id, canceled: true, compact_revision, ..Default::default() };
         self.send(r, 0).await
+    }
+
+    /// Ends the watches to whose keys the caller has lost the right. (etcd lets them go on.)
+    async fn rights(&mut self) -> Result<(), Closed> {
+        let state = self.api.0.published();
+        let auth = &state.rules.auth;
+        if self.auth_revision == auth.revision() {
+            return Ok(());
+        }
+        self.auth_revision = auth.revision();
+        self.who = self.who.at(auth.revision());
+        let lost: Vec<(i64, String)> = self
+            .watches
+            .iter()
+            .filter_map(|(id, w)| Some((*id, may_watch(auth, &self.who, &w.range.0, &w.range.1).err()?)))
+            .collect();
+        for (watch_id, cancel_reason) in lost {
+            self.drop_watch(watch_id);
+            let r = WatchResponse { watch_id, canceled: true, cancel_reason, ..Default::default() };
+            self.send(r, state.revision).await?;
+        }
+        Ok(())
     }
 
     /// One step for every watch that is behind `revision`; true when some are still behind.
@@ -291,6 +326,11 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Why a caller may not watch a range, in the words of etcd's library.
+fn may_watch(auth: &Auth, who: &Who, key: &Bytes, range_end: &Bytes) -> Result<(), String> {
+    auth.range(&who.login, key, range_end).map_err(|e| format!("rpc error: code = {:?} desc = {e}", e.code()))
 }
 
 fn event(c: Change) -> mvccpb::Event {

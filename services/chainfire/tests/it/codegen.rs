@@ -27,7 +27,7 @@ fn generated_code_is_current() {
     }
     let kept = photon_rt::fs::read(&kept).unwrap_or_default();
     assert!(kept == fresh, "descriptors.bin is stale: PHOTON_REGENERATE=1 cargo test -p chainfire codegen");
-    for name in ["etcdserverpb.rs", "mvccpb.rs", "v3lockpb.rs", "v3electionpb.rs"] {
+    for name in ["etcdserverpb.rs", "mvccpb.rs", "authpb.rs", "v3lockpb.rs", "v3electionpb.rs"] {
         let fresh = photon_rt::fs::read_text(&out.path().join(name), 1 << 20).expect("generated file");
         // The generator has no setting for this.
         let fresh = fresh.replace("tonic_prost::ProstCodec", "crate::wire::codec::SmallCodec");

@@ -1,6 +1,6 @@
 //! A ChainFire on loopback, and the foreign programs beside it.
 
-use chainfire::{ChainFire, ChainFireConfig, Scope};
+use chainfire::{Anonymous, ChainFire, ChainFireConfig, Scope};
 use photon_rt::{
     net::{TcpListener, TcpStream},
     process::{Child, Command},
@@ -16,6 +16,8 @@ pub struct Server {
     pub chainfire: ChainFire,
     pub operator: String,
     pub tenant: String,
+    /// As the plain-text drop-in has it: sees all, and is nobody.
+    pub open: String,
     /// Its callers are unknown.
     pub nobody: String,
     tasks: Tasks,
@@ -63,8 +65,13 @@ impl Server {
         let router = chainfire.router();
         let operator = listen(&tasks, router.clone().layer(axum::Extension(Scope::Operator))).await;
         let tenant = listen(&tasks, router.clone().layer(axum::Extension(Scope::Tenant))).await;
+        let open = listen(
+            &tasks,
+            router.clone().layer(axum::Extension(Scope::Operator)).layer(axum::Extension(Anonymous)),
+        )
+        .await;
         let nobody = listen(&tasks, router).await;
-        Server { chainfire, operator, tenant, nobody, tasks }
+        Server { chainfire, operator, tenant, open, nobody, tasks }
     }
 
     pub async fn stop(self) {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "these tests start foreign programs and kill them")]
 
+mod auth;
 mod cluster;
 mod codegen;
 mod differential;
