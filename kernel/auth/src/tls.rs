@@ -74,6 +74,22 @@ pub fn server_config(cert: Arc<LiveCertificate>, ca_pem: &str) -> Result<Arc<Ser
     Ok(Arc::new(config))
 }
 
+/// TLS for a listener that speaks only to who shows a certificate of this authority, which need not be ours:
+/// peers, and the clients of a drop-in.
+pub fn mutual_config(pair: &CertPair, ca_pem: &str, alpn: &[&str]) -> Result<Arc<ServerConfig>> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(ca_pem)?, provider.clone())
+        .build()
+        .map_err(|e| bad("the client verifier", e))?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| bad("TLS", e))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(LiveCertificate::new(pair)?);
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
 /// TLS for a client that trusts only our authority, and shows `identity` if given.
 pub fn client_config(ca_pem: &str, identity: Option<&CertPair>, alpn: &[&str]) -> Result<Arc<ClientConfig>> {
     let builder = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

@@ -124,7 +124,8 @@ impl Listener {
 async fn connection(shared: Shared, stream: TcpStream, from: Peer) -> Result<()> {
     let _ = stream.set_nodelay(true); // only latency is lost without it
     let Some(acceptor) = shared.tls.clone() else {
-        return maybe_lenient(shared, stream, from, None).await;
+        // A port without TLS knows no identities; see `Listener::tls`.
+        return maybe_lenient(shared, stream, from, None, true).await;
     };
     let mut first = [0u8; 1];
     let n = timeout(HANDSHAKE_TIME_MAX, "the first byte", stream.peek(&mut first))
@@ -137,18 +138,26 @@ async fn connection(shared: Shared, stream: TcpStream, from: Peer) -> Result<()>
         .await?
         .map_err(|e| Error::new(Code::Unauthenticated, "the TLS handshake failed").why(e))?;
     // rustls has verified the chain: what it shows is of our authority.
-    let peer = tls.get_ref().1.peer_certificates().and_then(|c| c.first()).and_then(identity_of);
-    maybe_lenient(shared, tls, from, peer).await
+    let shown = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
+    let proven = shown.is_some(); // a foreign authority's certificate names no identity, and proves one
+    let peer = shown.and_then(identity_of);
+    maybe_lenient(shared, tls, from, peer, proven).await
 }
 
-async fn maybe_lenient<I>(shared: Shared, io: I, from: Peer, peer: Option<Identity>) -> Result<()>
+async fn maybe_lenient<I>(
+    shared: Shared,
+    io: I,
+    from: Peer,
+    peer: Option<Identity>,
+    proven: bool,
+) -> Result<()>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     if shared.lenient_authority {
-        http(shared, TokioIo::new(Tolerant::new(io)), from, peer).await
+        http(shared, TokioIo::new(Tolerant::new(io)), from, peer, proven).await
     } else {
-        http(shared, TokioIo::new(io), from, peer).await
+        http(shared, TokioIo::new(io), from, peer, proven).await
     }
 }
 
@@ -164,7 +173,13 @@ async fn refuse_plain(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-async fn http<I>(shared: Shared, io: TokioIo<I>, from: Peer, peer: Option<Identity>) -> Result<()>
+async fn http<I>(
+    shared: Shared,
+    io: TokioIo<I>,
+    from: Peer,
+    peer: Option<Identity>,
+    proven: bool,
+) -> Result<()>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -184,8 +199,7 @@ where
         .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
-    // A port without TLS knows no identities; see `Listener::tls`.
-    let proven = Arc::new(AtomicBool::new(shared.tls.is_none() || peer.is_some()));
+    let proven = Arc::new(AtomicBool::new(proven));
     let unproven_time_max = shared.unproven_time_max;
     let seen = proven.clone();
     let service = service_fn(move |request| {

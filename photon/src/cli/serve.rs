@@ -3,20 +3,21 @@
 use super::{Global, output};
 use chainfire::{
     ChainFire, ChainFireConfig, Scope,
-    cluster::{Founder, Peering, PlainTcp},
+    cluster::{Connect, Founder, Peering, PlainTcp, TlsTcp},
 };
+use photon_auth::{CertPair, mutual_config};
 use photon_base::{Code, Error, Result};
 use photon_rt::task::Tasks;
 use photon_serve::listen::Listener;
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// `photon chainfire …`.
 #[derive(clap::Subcommand)]
 pub enum ChainfireCommand {
-    /// Run an etcd-compatible store alone, in plain text, on loopback only.
+    /// Run an etcd-compatible store alone: with certificates on both sides, or in plain text on loopback.
     ///
-    /// Alone: photon chainfire serve --tls off --data-dir /tmp/cf --listen-client-urls http://127.0.0.1:2379
+    /// One member: photon chainfire serve --tls off --data-dir /tmp/cf --listen-client-urls http://127.0.0.1:2379
     ///
     /// One of three, each with its own name, folder and ports:
     /// photon chainfire serve --tls off --name a --data-dir /tmp/a --listen-client-urls http://127.0.0.1:2379
@@ -25,6 +26,9 @@ pub enum ChainfireCommand {
     ///
     /// A member that joins later: etcdctl member add d --peer-urls http://127.0.0.1:5380, then start it with
     /// --initial-cluster-state existing and an --initial-cluster that names it and at least one other member.
+    ///
+    /// On a network, instead of --tls off, with https URLs: --cert-file, --key-file, --trusted-ca-file and the same
+    /// with --peer- before it. Whoever has a certificate of that authority may do everything.
     #[command(verbatim_doc_comment)]
     Serve(Box<ServeArgs>),
     /// Save the store to a file, look at such a file, restore it.
@@ -35,9 +39,11 @@ pub enum ChainfireCommand {
 /// etcd's names, where they have a meaning here.
 #[derive(clap::Args)]
 pub struct ServeArgs {
-    /// Must be `off`: with TLS and identities ChainFire runs inside `photon up`.
-    #[arg(long)]
-    tls: String,
+    /// `off`: plain text, on loopback only.
+    #[arg(long, value_parser = ["off"])]
+    tls: Option<String>,
+    #[command(flatten)]
+    certificates: Certificates,
     /// Name of this member.
     #[arg(long, env = "ETCD_NAME", default_value = "default")]
     name: String,
@@ -69,23 +75,79 @@ pub struct ServeArgs {
     initial_cluster_token: String,
 }
 
-/// The loopback address of a URL. Anything else would serve everybody, as there are no identities.
-fn loopback(flag: &str, url: &str) -> Result<SocketAddr> {
+/// Who lets whom in, in etcd's names. Both sides show a certificate, always.
+#[derive(clap::Args)]
+struct Certificates {
+    /// Certificate shown to clients (PEM).
+    #[arg(long, env = "ETCD_CERT_FILE", value_name = "FILE", conflicts_with = "tls", requires_all = ["key_file", "trusted_ca_file"])]
+    cert_file: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, env = "ETCD_KEY_FILE", value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// The authority whose certificates let clients in.
+    #[arg(long, env = "ETCD_TRUSTED_CA_FILE", value_name = "FILE")]
+    trusted_ca_file: Option<PathBuf>,
+    /// Always so; taken because etcd takes it.
+    #[arg(long, env = "ETCD_CLIENT_CERT_AUTH")]
+    client_cert_auth: bool,
+    /// Certificate shown to other members (PEM).
+    #[arg(long, env = "ETCD_PEER_CERT_FILE", value_name = "FILE", requires_all = ["peer_key_file", "peer_trusted_ca_file"])]
+    peer_cert_file: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, env = "ETCD_PEER_KEY_FILE", value_name = "FILE")]
+    peer_key_file: Option<PathBuf>,
+    /// The authority whose certificates let members in.
+    #[arg(long, env = "ETCD_PEER_TRUSTED_CA_FILE", value_name = "FILE")]
+    peer_trusted_ca_file: Option<PathBuf>,
+    /// Always so; taken because etcd takes it.
+    #[arg(long, env = "ETCD_PEER_CLIENT_CERT_AUTH")]
+    peer_client_cert_auth: bool,
+}
+
+/// A certificate with its key, and the authority that others must be of.
+struct Files {
+    pair: CertPair,
+    ca: String,
+}
+
+impl Files {
+    fn read(cert: &Option<PathBuf>, key: &Option<PathBuf>, ca: &Option<PathBuf>) -> Result<Option<Files>> {
+        let (Some(cert), Some(key), Some(ca)) = (cert, key, ca) else { return Ok(None) };
+        let text = |p: &PathBuf| photon_rt::fs::read_text(p, 1 << 20);
+        Ok(Some(Files { pair: CertPair { cert_pem: text(cert)?, key_pem: text(key)? }, ca: text(ca)? }))
+    }
+}
+
+impl Certificates {
+    fn for_clients(&self) -> Result<Option<Files>> {
+        Files::read(&self.cert_file, &self.key_file, &self.trusted_ca_file)
+    }
+
+    fn for_members(&self) -> Result<Option<Files>> {
+        Files::read(&self.peer_cert_file, &self.peer_key_file, &self.peer_trusted_ca_file)
+    }
+}
+
+/// The address of a URL. In plain text only loopback's: anything else would serve everybody, as there are no
+/// identities.
+fn address(flag: &str, url: &str, tls: bool) -> Result<SocketAddr> {
+    let scheme = if tls { "https://" } else { "http://" };
     let addr: SocketAddr = url
-        .strip_prefix("http://")
+        .strip_prefix(scheme)
         .and_then(|a| a.trim_end_matches('/').parse().ok())
-        .ok_or_else(|| Error::invalid(flag, format!("{url:?} is not http://ADDRESS:PORT")))?;
-    if !addr.ip().is_loopback() {
+        .ok_or_else(|| Error::invalid(flag, format!("{url:?} is not {scheme}ADDRESS:PORT")))?;
+    if !tls && !addr.ip().is_loopback() {
         return Err(Error::new(Code::Denied, format!("{addr} is not loopback"))
             .why("without TLS and identities everybody who reaches the port could read and write everything")
-            .hint("use 127.0.0.1, or `photon up` for TLS"));
+            .hint("use 127.0.0.1, or --cert-file, --key-file, --trusted-ca-file"));
     }
     Ok(addr)
 }
 
 impl ServeArgs {
     /// Where members connect to this one, and how it finds the others.
-    fn peering(&self) -> Result<Option<(SocketAddr, Peering)>> {
+    fn peering(&self, files: Option<&Files>) -> Result<Option<(SocketAddr, Peering)>> {
+        let address = |flag: &str, url: &str| address(flag, url, files.is_some());
         let advertised = self.initial_advertise_peer_urls.as_ref().or(self.listen_peer_urls.as_ref());
         let initial = match (&self.initial_cluster, advertised) {
             (None, None) => return Ok(None),
@@ -100,13 +162,17 @@ impl ServeArgs {
             return Err(Error::invalid("initial-cluster", "names another URL for this member than its own")
                 .hint("--initial-advertise-peer-urls (or --listen-peer-urls) must agree with it"));
         }
-        let listen = loopback("listen-peer-urls", self.listen_peer_urls.as_deref().unwrap_or(&me.peer_url))?;
+        let listen = address("listen-peer-urls", self.listen_peer_urls.as_deref().unwrap_or(&me.peer_url))?;
         for f in &initial {
-            loopback("initial-cluster", &f.peer_url)?;
+            address("initial-cluster", &f.peer_url)?;
         }
+        let connect: Arc<dyn Connect> = match files {
+            Some(f) => Arc::new(TlsTcp::new(&f.pair, &f.ca)?),
+            None => Arc::new(PlainTcp),
+        };
         let existing = self.initial_cluster_state == "existing";
         let token = self.initial_cluster_token.clone();
-        Ok(Some((listen, Peering { initial, existing, token, connect: Arc::new(PlainTcp) })))
+        Ok(Some((listen, Peering { initial, existing, token, connect })))
     }
 }
 
@@ -125,13 +191,17 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
         ChainfireCommand::Serve(args) => args,
         ChainfireCommand::Snapshot(c) => return super::chainfire::snapshot(global, c).await,
     };
-    if args.tls != "off" {
-        return Err(Error::new(Code::Unsupported, "ChainFire alone serves plain text only")
-            .why("TLS needs the cluster's authority, which `photon up` makes")
-            .hint("photon up; or --tls off on a loopback address"));
+    let (clients, members) = (args.certificates.for_clients()?, args.certificates.for_members()?);
+    if args.tls.is_none() && clients.is_none() {
+        return Err(Error::invalid("tls", "ChainFire alone needs certificates, or --tls off")
+            .hint("--cert-file F --key-file F --trusted-ca-file F; or --tls off on loopback; or photon up"));
     }
-    let addr = loopback("listen-client-urls", &args.listen_client_urls)?;
-    let peering = args.peering()?;
+    let addr = address("listen-client-urls", &args.listen_client_urls, clients.is_some())?;
+    let peering = args.peering(members.as_ref())?;
+    let tls = |files: &Option<Files>, alpn: &[&str]| {
+        files.as_ref().map(|f| mutual_config(&f.pair, &f.ca, alpn)).transpose()
+    };
+    let (client_tls, peer_tls) = (tls(&clients, &["h2", "http/1.1"])?, tls(&members, &[])?);
     photon_serve::logging::start("info", false);
     let mut config = ChainFireConfig::new(global.data_dir());
     config.name = args.name.clone();
@@ -150,7 +220,7 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
     };
     let store = ChainFire::open(config).await?;
     if let Some(socket) = peers {
-        store.serve_peers_plain(socket)?;
+        store.serve_peers(socket, peer_tls)?;
     }
     let tasks = Tasks::new();
     let router = store
@@ -158,7 +228,7 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
         .layer(axum::Extension(Scope::Operator))
         // Nobody has proven anything: with etcd's authentication enabled, callers log in.
         .layer(axum::Extension(chainfire::Anonymous));
-    Listener { name: "chainfire", socket, tls: None, tokens: None, router, lenient_authority: true }
+    Listener { name: "chainfire", socket, tls: client_tls, tokens: None, router, lenient_authority: true }
         .start(&tasks);
     output::line(&format!("ready to serve client requests on {}", args.listen_client_urls));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").why(e);
@@ -192,7 +262,7 @@ mod tests {
 
     fn peering(line: &str) -> Result<Option<(SocketAddr, Peering)>> {
         let words = ["x", "--tls", "off"].into_iter().chain(line.split_whitespace());
-        Line::try_parse_from(words).map_err(|e| Error::invalid("line", e.to_string()))?.args.peering()
+        Line::try_parse_from(words).map_err(|e| Error::invalid("line", e.to_string()))?.args.peering(None)
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::{
     },
     who::Who,
 };
+use photon_auth::{CertPair, client_config};
 use photon_base::{Code, Error, Result};
 use photon_raft::{
     Change, GroupStatus, Members, NodeId, Role,
@@ -24,8 +25,9 @@ use photon_raft::{
 use photon_rt::{
     net::{TcpListener, TcpStream},
     task::Tasks,
-    time::{Duration, sleep},
+    time::{Duration, sleep, timeout},
 };
+use rustls::{ServerConfig, pki_types::ServerName};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -34,6 +36,7 @@ use std::{
     sync::{Arc, Weak},
 };
 use tokio::sync::Semaphore;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// A member of the first hour.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +84,33 @@ impl Connect for PlainTcp {
             let stream = TcpStream::connect(addr.ok_or_else(wrong)?).await?;
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Stream>)
+        })
+    }
+}
+
+/// TLS, with a certificate on both sides.
+pub struct TlsTcp(TlsConnector);
+
+impl TlsTcp {
+    /// Shows `identity` and trusts `ca` alone (PEM).
+    pub fn new(identity: &CertPair, ca: &str) -> Result<TlsTcp> {
+        Ok(TlsTcp(client_config(ca, Some(identity), &[])?.into()))
+    }
+}
+
+impl Connect for TlsTcp {
+    fn connect(&self, url: &str) -> Dialing {
+        let authority = url.strip_prefix("https://").map(|a| a.trim_end_matches('/').to_string());
+        let tls = self.0.clone();
+        Box::pin(async move {
+            let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "not https://HOST:PORT");
+            let authority = authority.ok_or_else(wrong)?;
+            let (host, _) = authority.rsplit_once(':').ok_or_else(wrong)?;
+            let host = host.trim_start_matches('[').trim_end_matches(']').to_string();
+            let name = ServerName::try_from(host).map_err(|_| wrong())?;
+            let stream = TcpStream::connect(&authority).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(tls.connect(name, stream).await?) as Box<dyn Stream>)
         })
     }
 }
@@ -190,8 +220,11 @@ impl Dial for AddressBook {
 /// Most connections of peers at a time.
 const CONNECTIONS_MAX: usize = 256;
 
-/// Serves members that connect in plain text; only for loopback.
-pub(crate) fn serve_plain(peers: Peers, socket: TcpListener, tasks: &Tasks) {
+/// Time for a TLS handshake.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
+
+/// Serves members that connect: by TLS whose verifier lets only members in, or in plain text on loopback.
+fn serve(peers: Peers, socket: TcpListener, tls: Option<TlsAcceptor>, tasks: &Tasks) {
     let owner = tasks.clone();
     tasks.spawn("chainfire-peers", async move {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -200,11 +233,20 @@ pub(crate) fn serve_plain(peers: Peers, socket: TcpListener, tasks: &Tasks) {
                 sleep(Duration::from_millis(50)).await; // out of file descriptors, most likely
                 continue;
             };
-            let peers = peers.clone();
+            let (peers, tls) = (peers.clone(), tls.clone());
             owner.spawn("chainfire-peer", async move {
                 let _ = stream.set_nodelay(true); // only latency is lost without it
-                if let Err(e) = peers.serve(stream, |_| true).await {
-                    tracing::debug!(error = %e, "a peer's connection ended");
+                let served = match tls {
+                    None => peers.serve(stream, |_| true).await.map_err(|e| e.to_string()),
+                    Some(tls) => match timeout(HANDSHAKE_MAX, "a peer's handshake", tls.accept(stream)).await
+                    {
+                        Ok(Ok(stream)) => peers.serve(stream, |_| true).await.map_err(|e| e.to_string()),
+                        Ok(Err(e)) => Err(e.to_string()),
+                        Err(e) => Err(e.to_string()),
+                    },
+                };
+                if let Err(e) = served {
+                    tracing::debug!(error = e, "a peer's connection ended");
                 }
                 drop(slot);
             });
@@ -250,12 +292,13 @@ fn next_step(
 }
 
 impl ChainFire {
-    /// Serves other members on `socket`, in plain text: for loopback only.
-    pub fn serve_peers_plain(&self, socket: TcpListener) -> Result<()> {
+    /// Serves other members on `socket`. Without TLS (a configuration that lets only members in): for
+    /// loopback alone.
+    pub fn serve_peers(&self, socket: TcpListener, tls: Option<Arc<ServerConfig>>) -> Result<()> {
         let peers = self.inner.peers.clone().ok_or_else(|| {
             Error::new(Code::Unsupported, "this member has no peers").hint("configure the initial cluster")
         })?;
-        serve_plain(peers, socket, &self.inner.tasks);
+        serve(peers, socket, tls.map(TlsAcceptor::from), &self.inner.tasks);
         Ok(())
     }
 

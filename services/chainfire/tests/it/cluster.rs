@@ -52,7 +52,7 @@ impl Place {
             ..ChainFireConfig::new(dir)
         };
         let s = Server::with(config).await;
-        s.chainfire.serve_peers_plain(socket).expect("peers");
+        s.chainfire.serve_peers(socket, None).expect("peers");
         s
     }
 }
