@@ -8,4 +8,6 @@
 #![allow(missing_docs, reason = "test support")]
 
 pub mod cloud;
+pub mod history;
 pub mod host;
+pub mod hosts;

@@ -1,6 +1,7 @@
 //! Experiments on whole clouds, and the laws of the house.
 #![allow(clippy::disallowed_methods, reason = "the lab drives programs from outside, as a user does")]
 
+mod chainfire;
 mod images;
 mod input;
 mod laws;
