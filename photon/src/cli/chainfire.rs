@@ -99,8 +99,9 @@ async fn save(global: &Global, file: PathBuf, endpoints: Option<String>) -> Resu
             saver.add(&piece?)?;
         }
     } else {
+        // Only the operator sees everything, and only then is a snapshot whole.
         let text = |name: &str| photon_rt::fs::read_text(&paths.creds(name), 1 << 20);
-        let pair = CertPair { cert_pem: text("admin.crt")?, key_pem: text("admin.key")? };
+        let pair = CertPair { cert_pem: text("operator.crt")?, key_pem: text("operator.key")? };
         let client = Client::new(&url, &text("ca.crt")?, Credentials::Certificate(pair))?;
         let mut answer =
             client.send(http::Method::POST, "/v3/maintenance/snapshot", &[], b"{}").await?.into_body();

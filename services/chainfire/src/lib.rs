@@ -24,6 +24,7 @@ mod error;
 mod hub;
 mod kv;
 mod lessor;
+mod login;
 mod machine;
 #[allow(missing_docs, reason = "internal; public items are for the rooms of this crate")]
 mod model;

@@ -218,7 +218,7 @@ pub fn restore(path: &Path, data_dir: &Path) -> Result<SnapshotStatus> {
         if photon_rt::fs::metadata(taken).is_ok() {
             return Err(Error::new(Code::Conflict, format!("{} exists", taken.display()))
                 .why("a snapshot is only restored where nothing is lost by it")
-                .hint("choose an empty folder with --data-dir"));
+                .hint("choose a folder that is empty"));
         }
     }
     photon_rt::fs::private_dir(data_dir)?;

@@ -47,7 +47,7 @@ async fn hashed(password: String, hashed_password: String) -> Result<String, Sta
         // etcd's clients never send one, and we could not check what they hashed.
         return Err(EtcdError::Unsupported("hashedPassword is not taken; send password".into()).into());
     }
-    Ok(crate::store::hash_password(password).await?)
+    Ok(crate::login::hash_password(password).await?)
 }
 
 /// `Answer { header }`.
