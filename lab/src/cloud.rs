@@ -64,7 +64,8 @@ impl Cloud {
     pub fn new(networking: &'static str) -> Cloud {
         // Far from the default ports and from each other.
         let n = NEXT_OFFSET.fetch_add(1, Ordering::SeqCst);
-        let offset = 20_000 + n * 10 + (std::process::id() % 200) as u16 * 50;
+        // Below 32768, where the kernel takes ports for connections that go out.
+        let offset = 10_000 + n * 10 + (std::process::id() % 200) as u16 * 60;
         // Unix sockets below it have short names: so must the folder.
         let dir =
             tempfile::Builder::new().prefix("ph").rand_bytes(5).tempdir_in("/tmp").expect("a folder in /tmp");

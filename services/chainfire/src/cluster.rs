@@ -324,6 +324,11 @@ impl ChainFire {
                 "this member was started without peers: --initial-cluster, --listen-peer-urls".into(),
             ));
         }
+        // Whoever comes first must not be taken for all there are.
+        let founded = self.inner.config.peering.as_ref().filter(|p| !p.existing);
+        if let Some(p) = founded.filter(|_| self.published().rules.members.is_empty()) {
+            self.propose_members(&Who::cloud(), MemberVerb::Found, p.records()).await?;
+        }
         self.propose_members(who, verb, vec![member]).await
     }
 

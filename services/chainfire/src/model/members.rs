@@ -92,6 +92,9 @@ impl Rules {
             return Ok(first);
         }
         let [m] = &r.members[..] else { return Err(unknown()) };
+        if self.members.is_empty() {
+            return Err(EtcdError::TooFewMembers); // the founders would be forgotten
+        }
         let taken = |other: &&MemberRecord| other.peer_urls.iter().any(|u| m.peer_urls.contains(u));
         match verb {
             MemberVerb::Found => {}
@@ -157,6 +160,8 @@ mod tests {
     fn members_come_and_go_as_in_etcd() {
         use MemberVerb::*;
         let mut r = Rules::default();
+        let early = r.change_members(&change(Add, vec![member(3, false)]));
+        assert_eq!(early, Err(EtcdError::TooFewMembers), "before the founders are known");
         let founders = vec![member(2, false), member(1, false)];
         assert_eq!(r.change_members(&change(Found, founders)), Ok(true));
         assert_eq!(r.change_members(&change(Found, vec![member(9, false)])), Ok(false), "only once");
