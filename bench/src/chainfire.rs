@@ -1,15 +1,16 @@
-//! Puts into ChainFire and into Debian's etcd, both syncing every write before they answer.
+//! ChainFire beside Debian's etcd, one process of each and three: puts, synced before they are answered, and
+//! linearizable reads.
 
 use crate::{
     peer::{Server, fdatasync_ms},
     sample::{Samples, median},
 };
 use bytes::Bytes;
-use chainfire::wire::etcdserverpb::{PutRequest, kv_client::KvClient};
+use chainfire::wire::etcdserverpb::{PutRequest, RangeRequest, kv_client::KvClient};
 use photon_base::{Error, Result};
 use photon_rt::{
     task::Tasks,
-    time::{Duration, now},
+    time::{Duration, now, sleep},
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -18,7 +19,54 @@ use tonic::transport::{Channel, Endpoint};
 const VALUE_BYTES: usize = 256;
 const ROUND: Duration = Duration::from_secs(3);
 const ROUNDS: usize = 5;
-const CONNECTIONS: usize = 8;
+const CONNECTIONS: usize = 9;
+
+/// What clients do, and how many at a time.
+const CASES: [(&str, usize); 4] = [("put", 1), ("put", 64), ("put", 1000), ("get", 64)];
+
+/// The processes of one side; clients are spread over them.
+struct Side(Vec<Server>);
+
+impl Side {
+    fn cpu(&self) -> f64 {
+        self.0.iter().map(Server::cpu).sum()
+    }
+
+    fn resident_mib(&self) -> f64 {
+        self.0.iter().map(Server::resident_mib).sum()
+    }
+
+    async fn connect(&self, count: usize) -> Result<Vec<Channel>> {
+        let mut all = Vec::new();
+        for i in 0..count.max(self.0.len()) {
+            let url = self.0[i % self.0.len()].url.clone();
+            let e = Endpoint::from_shared(url).map_err(|e| Error::internal("not a URL").why(e))?;
+            all.push(
+                e.tcp_nodelay(true)
+                    .connect()
+                    .await
+                    .map_err(|e| Error::unavailable("cannot connect").why(e))?,
+            );
+        }
+        Ok(all)
+    }
+
+    /// Waits until every process serves.
+    async fn ready(&self) -> Result<()> {
+        for channel in self.connect(1).await? {
+            let until = now() + Duration::from_secs(30);
+            let mut kv = KvClient::new(channel);
+            let key = RangeRequest { key: "x".into(), ..Default::default() };
+            while let Err(e) = kv.range(key.clone()).await {
+                if now() > until {
+                    return Err(Error::unavailable("a cluster does not come up").why(e));
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        }
+        Ok(())
+    }
+}
 
 struct Round {
     per_second: f64,
@@ -26,18 +74,8 @@ struct Round {
     samples: Samples,
 }
 
-async fn connect(url: &str, count: usize) -> Result<Vec<Channel>> {
-    let mut all = Vec::new();
-    for _ in 0..count {
-        let e = Endpoint::from_shared(url.to_string()).map_err(|e| Error::internal("not a URL").why(e))?;
-        all.push(
-            e.tcp_nodelay(true).connect().await.map_err(|e| Error::unavailable("cannot connect").why(e))?,
-        );
-    }
-    Ok(all)
-}
-
-async fn round(server: &Server, channels: &[Channel], clients: usize, number: usize) -> Result<Round> {
+async fn round(server: &Side, channels: &[Channel], case: (&str, usize), number: usize) -> Result<Round> {
+    let (put, clients) = (case.0 == "put", case.1);
     let tasks = Tasks::new();
     let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
     let (begun, cpu) = (now(), server.cpu());
@@ -50,10 +88,16 @@ async fn round(server: &Server, channels: &[Channel], clients: usize, number: us
             let mut samples = Samples::default();
             let mut n = 0u64;
             while now() < end {
-                let key = format!("bench/{number}/{c}/{n}").into_bytes().into();
-                let request = PutRequest { key, value: value.clone(), ..PutRequest::default() };
+                let failed = |e| Error::unavailable("a request failed").why(e);
                 let t = now();
-                kv.put(request).await.map_err(|e| Error::unavailable("a put failed").why(e))?;
+                if put {
+                    let key = format!("bench/{number}/{c}/{n}").into_bytes().into();
+                    let request = PutRequest { key, value: value.clone(), ..PutRequest::default() };
+                    kv.put(request).await.map_err(failed)?;
+                } else {
+                    let key = format!("bench/{READ}/0/{}", n % READ_KEYS).into_bytes().into();
+                    kv.range(RangeRequest { key, ..RangeRequest::default() }).await.map_err(failed)?;
+                }
                 samples.add(now() - t);
                 n += 1;
             }
@@ -71,53 +115,27 @@ async fn round(server: &Server, channels: &[Channel], clients: usize, number: us
     Ok(Round { per_second: puts as f64 / seconds, cpu_us, samples })
 }
 
-/// Runs both interleaved, with 1 and with 64 clients.
-pub async fn run(photon: &Path) -> Result<Value> {
-    let folder = |p: &str| {
-        tempfile::Builder::new().prefix(p).tempdir_in(".").map_err(|e| Error::internal("no folder").why(e))
-    };
-    let (ours_dir, etcd_dir) = (folder(".bench-ours")?, folder(".bench-etcd")?);
-    let path = |d: &tempfile::TempDir| d.path().display().to_string();
-    let (a, b) = (path(&ours_dir), path(&etcd_dir));
-    let url = |port: u16| format!("http://127.0.0.1:{port}");
-    let ours = Server::start(
-        photon,
-        &["chainfire", "serve", "--tls", "off", "--data-dir", &a, "--listen-client-urls", &url(23790)],
-        23790,
-    )
-    .await?;
-    let etcd = Server::start(
-        Path::new("etcd"),
-        &[
-            "--data-dir",
-            &b,
-            "--listen-client-urls",
-            &url(23791),
-            "--advertise-client-urls",
-            &url(23791),
-            "--listen-peer-urls",
-            &url(23792),
-            "--initial-advertise-peer-urls",
-            &url(23792),
-            "--initial-cluster",
-            &format!("default={}", url(23792)),
-            "--log-level",
-            "error",
-        ],
-        23791,
-    )
-    .await?;
-    let fdatasync = fdatasync_ms(ours_dir.path())?;
+/// The round of puts whose keys are read.
+const READ: usize = 1001;
+const READ_KEYS: u64 = 100;
+
+async fn compare(ours: &Side, etcd: &Side) -> Result<Vec<Value>> {
+    ours.ready().await?;
+    etcd.ready().await?;
     let mut rows = Vec::new();
-    for clients in [1, 64] {
-        let count = clients.min(CONNECTIONS);
-        let (co, ce) = (connect(&ours.url, count).await?, connect(&etcd.url, count).await?);
+    for case in CASES {
+        let count = case.1.min(CONNECTIONS);
+        let (co, ce) = (ours.connect(count).await?, etcd.connect(count).await?);
         let (mut so, mut se) = (Samples::default(), Samples::default());
         let (mut ro, mut re) = (Vec::new(), Vec::new());
         for n in 0..=ROUNDS {
-            let o = round(&ours, &co, clients, n * 1000 + clients).await?;
-            let e = round(&etcd, &ce, clients, n * 1000 + clients).await?;
-            println!("{clients} clients, round {n}: ours {:.0}/s, etcd {:.0}/s", o.per_second, e.per_second);
+            let o = round(ours, &co, case, n * 1000 + case.1).await?;
+            let e = round(etcd, &ce, case, n * 1000 + case.1).await?;
+            let (what, clients) = case;
+            println!(
+                "{what}, {clients} clients, round {n}: ours {:.0}/s, etcd {:.0}/s",
+                o.per_second, e.per_second
+            );
             if n == 0 {
                 continue; // warm-up
             }
@@ -131,14 +149,56 @@ pub async fn run(photon: &Path) -> Result<Value> {
             json!({ "per_second": median(r.iter().map(|x| x.0).collect()), "cpu_us": median(r.iter().map(|x| x.1).collect()),
                     "latency": s.summary() })
         };
-        rows.push(
-            json!({ "clients": clients, "ratio": ratio, "ours": side(&ro, so), "etcd": side(&re, se) }),
-        );
+        rows.push(json!({ "what": case.0, "clients": case.1, "ratio": ratio, "ours": side(&ro, so), "etcd": side(&re, se) }));
+    }
+    Ok(rows)
+}
+
+/// The ports of a member: clients', peers'.
+fn ports(base: u16, member: u16) -> (u16, u16) {
+    (base + 2 * member, base + 2 * member + 1)
+}
+
+async fn start(program: &Path, first: &[&str], dir: &Path, base: u16, members: u16) -> Result<Side> {
+    let url = |port: u16| format!("http://127.0.0.1:{port}");
+    let cluster: Vec<String> = (0..members).map(|m| format!("m{m}={}", url(ports(base, m).1))).collect();
+    let mut side = Vec::new();
+    for m in 0..members {
+        let (client, peer) = ports(base, m);
+        let (name, data) = (format!("m{m}"), dir.join(m.to_string()).display().to_string());
+        let (client_url, peer_url, all) = (url(client), url(peer), cluster.join(","));
+        let mut args = first.to_vec();
+        args.extend(["--name", &name, "--data-dir", &data, "--listen-client-urls", &client_url]);
+        args.extend(["--advertise-client-urls", &client_url, "--listen-peer-urls", &peer_url]);
+        args.extend(["--initial-advertise-peer-urls", &peer_url, "--initial-cluster", &all]);
+        side.push(Server::start(program, &args, client).await?);
+    }
+    Ok(Side(side))
+}
+
+/// Runs both sides interleaved, as one process each and as clusters of three.
+pub async fn run(photon: &Path) -> Result<Value> {
+    let folder = |p: &str| {
+        tempfile::Builder::new().prefix(p).tempdir_in(".").map_err(|e| Error::internal("no folder").why(e))
+    };
+    let mut sizes = Vec::new();
+    let mut fdatasync = 0.0;
+    for (members, base) in [(1, 23_700), (3, 23_800)] {
+        let (ours_dir, etcd_dir) = (folder(".bench-ours")?, folder(".bench-etcd")?);
+        let ours =
+            start(photon, &["chainfire", "serve", "--tls", "off"], ours_dir.path(), base, members).await?;
+        let etcd =
+            start(Path::new("etcd"), &["--log-level", "error"], etcd_dir.path(), base + 50, members).await?;
+        fdatasync = fdatasync_ms(ours_dir.path())?;
+        println!("{members} process(es) each");
+        let rows = compare(&ours, &etcd).await?;
+        let resident = json!({ "ours": ours.resident_mib(), "etcd": etcd.resident_mib() });
+        sizes.push(json!({ "members": members, "resident_mib": resident, "rows": rows }));
     }
     let version = photon_rt::process::run("etcd", &["--version"], None, ROUND).await?;
     let version = String::from_utf8_lossy(&version).lines().next().unwrap_or_default().to_string();
     Ok(json!({
         "value_bytes": VALUE_BYTES, "rounds": ROUNDS, "round_seconds": ROUND.as_secs(), "fdatasync_ms": fdatasync,
-        "peer": version, "resident_mib": { "ours": ours.resident_mib(), "etcd": etcd.resident_mib() }, "rows": rows,
+        "peer": version, "sizes": sizes,
     }))
 }
