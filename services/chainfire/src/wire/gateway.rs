@@ -8,6 +8,7 @@
 use super::{MAX_MESSAGE, grpc::Grpc, json};
 use axum::body::{Body, HttpBody};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures::StreamExt;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor};
@@ -18,6 +19,10 @@ use tower::Service;
 
 /// Largest body: the largest message in base64, and room for names.
 const MAX_BODY: usize = MAX_MESSAGE / 3 * 4 + (64 << 10);
+
+/// How much of a body that is too large is still read, and thrown away: who is answered in the middle of
+/// sending may lose the answer with the connection.
+const MAX_DRAINED: usize = 4 * MAX_BODY;
 
 /// Paths below `/v3/` and the methods behind them (the HTTP options of etcd's rpc.proto).
 const PATHS: [(&str, &str); 51] = [
@@ -114,7 +119,7 @@ impl Gateway {
             return error(&Status::permission_denied("requests of web pages are not answered"));
         }
         let (parts, body) = request.into_parts();
-        let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
+        let Some(body) = whole(body).await else {
             return error(&Status::resource_exhausted("the body is too large"));
         };
         let frames = match frames(&body, &method) {
@@ -295,4 +300,22 @@ fn http_code(code: Code) -> StatusCode {
         Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
     }
+}
+
+/// The body, unless it breaks off or is too large.
+async fn whole(body: Body) -> Option<Bytes> {
+    let mut parts = body.into_data_stream();
+    let (mut kept, mut seen) = (BytesMut::new(), 0);
+    while let Some(part) = parts.next().await {
+        let part = part.ok()?;
+        seen += part.len();
+        if seen <= MAX_BODY {
+            kept.extend_from_slice(&part);
+        } else if seen > MAX_DRAINED {
+            return None;
+        } else {
+            kept = BytesMut::new();
+        }
+    }
+    (seen <= MAX_BODY).then(|| kept.freeze())
 }
