@@ -24,6 +24,7 @@ pub(super) struct Origin {
     pub(super) node: u64,
     /// Run of that node.
     pub(super) incarnation: u64,
+    /// Rises in the order of sending. (Callers' numbers do not: they are drawn by many threads.)
     pub(super) number: u64,
 }
 
@@ -45,11 +46,13 @@ impl Origin {
 }
 
 impl Group {
-    /// Sends commands to the leader. False when none is known.
+    /// Sends commands to the leader (`proposals`), the last of which is the `last`th ever sent.
+    /// False when no leader is known.
     pub(super) fn forward(
         &mut self,
         mut m: Message,
-        numbers: &[u64],
+        proposals: &[u64],
+        last: u64,
         tick: u64,
         out: &mut dyn FnMut(Output),
     ) -> bool {
@@ -60,7 +63,8 @@ impl Group {
             tracing::error!(group = self.id.0, error = %e, "cannot encode a proposal");
             return false;
         }
-        self.forwarded.extend(numbers.iter().map(|n| (*n, tick)));
+        let first = last + 1 - proposals.len() as u64;
+        self.forwarded.extend((first..).zip(proposals.iter().map(|p| (*p, tick))));
         out(Output::Send { to: leader, group: self.id, message: bytes.into() });
         true
     }
@@ -97,16 +101,16 @@ impl Group {
     pub(super) fn came_back(&mut self, context: &[u8]) -> Option<u64> {
         let o = Origin::decode(context)?;
         let ours = o.node == self.me && o.incarnation == self.incarnation;
-        (ours && self.forwarded.remove(&o.number).is_some()).then_some(o.number)
+        if ours { self.forwarded.remove(&o.number).map(|(proposal, _)| proposal) } else { None }
     }
 
     pub(super) fn expire_forwarded(&mut self, expired: &dyn Fn(u64) -> bool, out: &mut dyn FnMut(Output)) {
         let group = self.id;
-        self.forwarded.retain(|number, since| {
+        self.forwarded.retain(|_, (proposal, since)| {
             let late = expired(*since);
             if late {
                 let error = ProposeError::Unknown("the leader did not confirm it in time".into());
-                out(Output::Failed { group, proposal: *number, error });
+                out(Output::Failed { group, proposal: *proposal, error });
             }
             !late
         });

@@ -51,8 +51,10 @@ pub(super) struct Group {
     next_read: u64,
     /// Distinguishes this run of the node.
     pub(super) incarnation: u64,
-    /// Commands on their way to or from the leader, by number: since when.
-    pub(super) forwarded: BTreeMap<u64, u64>,
+    /// Commands on their way to or from the leader, in the order in which they were sent: the caller's
+    /// number, and since when.
+    pub(super) forwarded: BTreeMap<u64, (u64, u64)>,
+    sent: u64,
     /// On the leader: the last command that came from each other node.
     pub(super) heard: BTreeMap<u64, Origin>,
     /// Last index given to the state machine, last index it reported, bytes between.
@@ -151,6 +153,7 @@ impl Group {
             next_read: 0,
             incarnation,
             forwarded: BTreeMap::new(),
+            sent: 0,
             heard: BTreeMap::new(),
             handed: from.index,
             applied: from.index,
@@ -321,12 +324,13 @@ impl Group {
             {
                 bytes += data.len() as u64 + 1;
                 numbers.push(proposal);
-                let origin = Origin { node: self.me, incarnation: self.incarnation, number: proposal };
+                self.sent += 1;
+                let origin = Origin { node: self.me, incarnation: self.incarnation, number: self.sent };
                 m.mut_entries().push(Entry { data, context: origin.encode(), ..Entry::default() });
             }
             let first = self.raft.raft.raft_log.last_index() + 1;
             let error = if self.raft.raft.state != StateRole::Leader {
-                if self.forward(m, &numbers, tick, out) {
+                if self.forward(m, &numbers, self.sent, tick, out) {
                     continue;
                 }
                 Some(ProposeError::NotLeader { leader: self.leader() })
@@ -595,7 +599,7 @@ impl Group {
     /// Tells all who wait that the group has stopped.
     pub(super) fn stop(&mut self, why: &str, out: &mut dyn FnMut(Output)) {
         let error = ProposeError::Stopped(why.to_string());
-        let forwarded = std::mem::take(&mut self.forwarded).into_keys();
+        let forwarded = std::mem::take(&mut self.forwarded).into_values().map(|(p, _)| p);
         let waiting = self.waiting.drain(..).map(|w| w.proposal).chain(forwarded);
         let queued = self.queued.drain(..).map(|(p, _)| p);
         let reads = self.reads.drain(..).flat_map(|r| r.numbers);

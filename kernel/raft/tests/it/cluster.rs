@@ -92,6 +92,18 @@ async fn three_nodes_replicate_fail_over_and_catch_up() {
     // A follower's command travels to the leader and comes back.
     follower.group.propose(Bytes::from_static(b"from a follower")).await.expect("forwarded");
     assert_eq!(follower.machine.commands().last().expect("some"), "from a follower");
+    // Many at once, from many threads: none is taken for one that came before.
+    let tasks = photon_rt::task::Tasks::new();
+    let at_once: Vec<_> = (0..2_000)
+        .map(|i| {
+            let group = follower.group.clone();
+            let text = Bytes::from(format!("at once {i}"));
+            tasks.spawn("proposal", async move { group.propose(text).await })
+        })
+        .collect();
+    for done in at_once {
+        done.await.expect("no panic").expect("not cancelled").expect("forwarded");
+    }
     // The leader dies; the others go on, far enough that it will need a snapshot.
     let dead = members.remove(&first).expect("it led");
     dead.store.shutdown().await;
@@ -104,7 +116,7 @@ async fn three_nodes_replicate_fail_over_and_catch_up() {
     put(&members, "last".into()).await;
     for m in members.values() {
         m.group.read_index().await.expect("read");
-        assert_eq!(m.machine.commands().len(), 452);
+        assert_eq!(m.machine.commands().len(), 2_452);
         assert_eq!(m.machine.commands().last().expect("some"), "last");
     }
     let start = members[&first].group.status().start.index;
