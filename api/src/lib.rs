@@ -1,11 +1,13 @@
 //! Every resource kind of every service, and nothing else: so nobody imports a service to name its
 //! resources. Types here are plain data with their checks; decisions live in the services.
 
+mod chainfire;
 mod common;
 mod iam;
 mod plasmavmc;
 mod prismnet;
 
+pub use chainfire::{NodeSpec, NodeStatus};
 pub use common::{Condition, set_condition};
 pub use iam::{BindingSpec, ClusterBindingSpec, NoStatus, OrganizationSpec, ProjectSpec, Role, UserSpec};
 pub use plasmavmc::{
@@ -30,6 +32,7 @@ pub fn registry() -> Registry {
         .with::<VmSpec>()
         .with::<IncarnationSpec>()
         .with::<HostSpec>()
+        .with::<NodeSpec>()
 }
 
 #[cfg(test)]

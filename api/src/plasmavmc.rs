@@ -49,6 +49,9 @@ pub struct ImageStatus {
     /// Size of the disk that a guest sees; for kernels the size of the files.
     #[serde(default)]
     pub size: Bytes,
+    /// Hosts that hold the content; VMs of the image run there.
+    #[serde(default)]
+    pub hosts: Vec<Name>,
     /// Generation that this state answers.
     #[serde(default)]
     pub observed_generation: u64,

@@ -1,14 +1,14 @@
 //! Configuration of a node: flag, else `PHOTON_…`, else the file, else the default. Unknown keys are errors.
 
 use photon_base::{Error, Name, Result};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
 };
 
 /// Flags of `photon up`; each is a key of the file too (with `_` for `-`).
-#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[derive(Clone, Debug, Default, clap::Args, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Address to listen on.
@@ -33,7 +33,7 @@ pub struct Settings {
 }
 
 /// How VMs are connected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Networking {
     /// Host networking for root, else user mode.
@@ -117,11 +117,29 @@ impl Config {
         })
     }
 
+    /// The address under which others reach this node.
+    pub fn reach(&self) -> IpAddr {
+        if self.listen.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { self.listen }
+    }
+
+    /// The front door.
+    pub fn endpoint(&self) -> Result<String> {
+        Ok(format!("https://{}", std::net::SocketAddr::new(self.reach(), self.port(8443)?)))
+    }
+
     /// The number that a port really has here.
     pub fn port(&self, number: u16) -> Result<u16> {
         number.checked_add(self.port_offset).ok_or_else(|| {
             Error::invalid("port-offset", format!("{} moves port {number} beyond 65535", self.port_offset))
         })
+    }
+}
+
+impl Settings {
+    /// Writes them where the next start finds them.
+    pub fn save(&self, data_dir: &Path) -> Result<()> {
+        let text = toml::to_string(self).map_err(|e| Error::internal("settings can't be written").why(e))?;
+        photon_rt::fs::write_atomic(&data_dir.join("photon.toml"), text.as_bytes(), 0o600)
     }
 }
 

@@ -88,6 +88,22 @@ impl Authority {
         Ok(Authority { cert_pem: cert.pem(), issuer: Issuer::new(params, key) })
     }
 
+    /// Puts another node's authority into `dir`, which must not hold one.
+    pub fn adopt(dir: &Path, root: &CertPair) -> Result<()> {
+        let (key_path, cert_path) = (dir.join("ca.key"), dir.join("ca.crt"));
+        if cert_path.exists() {
+            return Err(Error::new(Code::Exists, format!("{} exists", cert_path.display())));
+        }
+        fs::private_dir(dir)?;
+        fs::write_atomic(&key_path, root.key_pem.as_bytes(), 0o600)?;
+        fs::write_atomic(&cert_path, root.cert_pem.as_bytes(), 0o644)
+    }
+
+    /// Certificate and key, for a node that becomes one of those who sign.
+    pub fn root(&self) -> CertPair {
+        CertPair { cert_pem: self.cert_pem.clone(), key_pem: self.issuer.key().serialize_pem() }
+    }
+
     /// The root certificate that clients trust.
     pub fn cert_pem(&self) -> &str {
         &self.cert_pem

@@ -17,5 +17,8 @@ mod token;
 pub use authority::{Authority, CertPair, Leaf};
 pub use gate::{Action, Authorized, Decision, Gate, Policy, Target, Verb};
 pub use identity::{Caller, Identity, Kind, Proof};
-pub use tls::{LiveCertificate, client_config, identity_of, mutual_config, server_config};
+pub use tls::{
+    LiveCertificate, client_config, fingerprint, identity_of, live_client_config, mutual_config,
+    pinned_config, server_config,
+};
 pub use token::{Claims, TokenKey};

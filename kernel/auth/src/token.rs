@@ -3,6 +3,7 @@
 use crate::Identity;
 use aws_lc_rs::{
     encoding::AsDer,
+    hmac,
     signature::{Ed25519KeyPair, KeyPair},
 };
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -34,6 +35,8 @@ pub struct TokenKey {
     decoding: DecodingKey,
     audience: String,
     kid: String,
+    /// Makes other secrets that all nodes share.
+    derive: hmac::Key,
 }
 
 /// Longest token looked at, in bytes.
@@ -58,7 +61,23 @@ impl TokenKey {
             decoding: DecodingKey::from_ed_der(public),
             audience: cluster.to_string(),
             kid: URL_SAFE_NO_PAD.encode(&public[..8]),
+            derive: hmac::Key::new(hmac::HMAC_SHA256, &der),
         })
+    }
+
+    /// A secret for `purpose` that every node of the cluster can make and nobody else: HMAC-SHA-256 under
+    /// the signing key (RFC 5869 section 2.3, one block).
+    pub fn derived(&self, purpose: &str) -> [u8; 32] {
+        let info = format!("{purpose}\0{}\x01", self.audience);
+        let tag = hmac::sign(&self.derive, info.as_bytes());
+        tag.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+    }
+
+    /// Puts another node's key to `path`; what is there is replaced.
+    pub fn adopt(path: &Path, der: &[u8]) -> Result<()> {
+        Ed25519KeyPair::from_pkcs8_maybe_unchecked(der)
+            .map_err(|e| Error::new(Code::Invalid, "not a token key").why(e))?;
+        fs::write_atomic(path, der, 0o600)
     }
 
     /// A token for `identity`, good from `now` for `ttl`.
@@ -117,6 +136,10 @@ mod tests {
         let t0 = Timestamp(1_800_000_000_000);
         let (token, claims) = key.sign(&alice, t0, Duration::from_secs(60)).expect("sign");
         assert_eq!(same.verify(&token, t0).expect("verify"), claims);
+        assert_eq!(key.derived("gossip"), same.derived("gossip"));
+        for different in [key.derived("other"), other.derived("gossip"), elsewhere.derived("gossip")] {
+            assert_ne!(different, key.derived("gossip"));
+        }
         assert_eq!(claims.sub, alice);
         let refused = |k: &TokenKey, t: &str, at| k.verify(t, at).expect_err("refused").code;
         assert_eq!(refused(&other, &token, t0), Code::Unauthenticated);

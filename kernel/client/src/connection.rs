@@ -30,6 +30,8 @@ pub enum Credentials {
     Token(String),
     /// A client certificate.
     Certificate(CertPair),
+    /// Not at all.
+    Anonymous,
 }
 
 /// A request body, whole or streamed.
@@ -83,6 +85,7 @@ impl Client {
             Credentials::Password { user, password } => login = Some((user, password)),
             Credentials::Token(t) => token = Some(t),
             Credentials::Certificate(pair) => certificate = Some(pair),
+            Credentials::Anonymous => {}
         }
         Ok(Client {
             endpoint: endpoint.trim_end_matches('/').to_string(),

@@ -6,10 +6,12 @@
 //! under the same idempotency key; secrets are never part of an error or a log line.
 
 mod connection;
+mod meet;
 mod profile;
 mod sse;
 mod watch;
 
 pub use connection::{Body, Client, Credentials, WebSocket};
+pub use meet::{Met, meet};
 pub use profile::Profile;
 pub use watch::{Change, Watch};

@@ -29,7 +29,7 @@ pub async fn up(global: &Global, settings: Settings, file: Option<PathBuf>, deta
         return already(global, &config, pid);
     }
     if detach {
-        return detached(global, &config).await;
+        return detached(global, &config, background_args(std::env::args_os().skip(1))).await;
     }
     photon_rt::fs::private_dir(&config.data_dir)?;
     let Some(lock) = Lock::take(&config.data_dir)? else {
@@ -73,8 +73,8 @@ fn already(global: &Global, config: &Config, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Starts the same command in the background and relays what it reports until it is ready.
-async fn detached(global: &Global, config: &Config) -> Result<()> {
+/// Starts photon with these arguments in the background and relays what it reports until it is ready.
+pub async fn detached(global: &Global, config: &Config, args: Vec<OsString>) -> Result<()> {
     photon_rt::fs::private_dir(&config.data_dir)?;
     let log_path = config.data_dir.join("photon.log");
     let cannot = |what: &str, e: std::io::Error| Error::internal(format!("cannot {what}")).why(e);
@@ -84,7 +84,6 @@ async fn detached(global: &Global, config: &Config) -> Result<()> {
         .open(&log_path)
         .map_err(|e| cannot("open the log", e))?;
     let exe = std::env::current_exe().map_err(|e| cannot("find this program", e))?;
-    let args = background_args(std::env::args_os().skip(1));
     let mut cmd = photon_rt::process::command("setsid");
     cmd.arg(exe)
         .args(args)
@@ -162,10 +161,12 @@ fn relayed(v: &serde_json::Value) -> String {
                     .collect(),
             },
         },
-        _ => {
-            let name = text("component");
-            let known = crate::services::find(&name).map_or("api", |s| s.name);
-            crate::node::report::Event::Component { component: known, ms }
+        event => {
+            let component = crate::services::find(&text("component")).map_or("api", |s| s.name);
+            match event {
+                Some("waiting") => crate::node::report::Event::Waiting { component, why: text("why") },
+                _ => crate::node::report::Event::Component { component, ms },
+            }
         }
     };
     crate::node::report::human(&event)

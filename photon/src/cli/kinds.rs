@@ -1,7 +1,7 @@
 //! Commands of resource kinds, made from the registry: list, get, create, edit, delete, watch, explain; and
 //! the few that only one kind has.
 
-use super::{Format, Global, KeepToken, console, image, output, wait};
+use super::{Format, Global, KeepToken, console, image, join, output, wait};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use http::Method;
 use photon_base::{Code, Error, Result};
@@ -125,14 +125,16 @@ pub fn add_to(mut root: Command, registry: &Registry) -> Command {
                 k.kind,
                 if k.scope == Scope::Project { " --project demo" } else { "" }
             );
-            let create = Command::new("create").about("Create").after_help(leak(example)).arg(name_arg());
-            c = c.subcommand(wait_args(scoped(field_args(create, k))));
+            if k.kind != "node" {
+                let create = Command::new("create").about("Create").after_help(leak(example)).arg(name_arg());
+                c = c.subcommand(wait_args(scoped(field_args(create, k))));
+            }
             c = c.subcommand(wait_args(scoped(field_args(
                 Command::new("edit").about("Change fields").arg(name_arg()),
                 k,
             ))));
             c = c.subcommand(wait_args(scoped(
-                Command::new("delete").visible_alias("rm").about("Delete").arg(name_arg()),
+                Command::new("delete").visible_aliases(["rm", "remove"]).about("Delete").arg(name_arg()),
             )));
         }
         if k.kind == "vm" {
@@ -149,6 +151,14 @@ pub fn add_to(mut root: Command, registry: &Registry) -> Command {
             c = c.subcommand(scoped(
                 Command::new("console").about("Attach to the serial console; Ctrl-] leaves").arg(name_arg()),
             ));
+        }
+        if k.kind == "node" {
+            c = c.subcommand(join::token_command());
+            for (verb, about) in
+                [("drain", "Give its leadership away and keep new VMs from it"), ("undrain", "Use it again")]
+            {
+                c = c.subcommand(wait_args(Command::new(verb).about(about).arg(name_arg())));
+            }
         }
         if k.kind == "image" {
             c = c.subcommand(wait_args(image::command()));
@@ -276,6 +286,11 @@ pub async fn run(global: &Global, kind: &KindInfo, m: &ArgMatches) -> Result<()>
             let body = json!({ "spec": { field: old["spec"][field].as_u64().unwrap_or(0) + 1 } });
             act(global, kind, &client, m, &base, Method::PATCH, &item, body).await
         }
+        "drain" | "undrain" => {
+            let body = json!({ "spec": { "drain": verb == "drain" } });
+            act(global, kind, &client, m, &base, Method::PATCH, &item, body).await
+        }
+        "token" => join::token(global, &client, m).await,
         "console" => console::attach(&client, &format!("{item}/console")).await,
         "import" => image::import(global, kind, &client, m).await,
         "set-password" => set_password(&client, &item).await,

@@ -8,6 +8,7 @@ mod daemon;
 mod doctor;
 mod env;
 mod image;
+mod join;
 mod kinds;
 mod login;
 mod output;
@@ -19,6 +20,7 @@ use crate::config::{Settings, data_dir};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use output::Format;
 pub use output::line as say;
+use photon_auth::CertPair;
 use photon_base::{Code, Error, Result};
 use photon_client::{Client, Credentials, Profile};
 use std::{path::PathBuf, process::ExitCode};
@@ -69,6 +71,13 @@ enum Command {
         #[arg(short, long)]
         detach: bool,
     },
+    /// Make this machine a node of a cloud that there is, and start it.
+    ///
+    /// On a node of the cloud, photon node token prints the whole command. The cloud must listen on an address
+    /// that this machine reaches: photon up --listen ADDRESS.
+    ///
+    /// Example: photon join 10.0.0.1 --token photon1-…
+    Join(join::JoinArgs),
     /// Stop the cloud on this machine. VMs run on and are adopted at the next start.
     Down {
         /// Stop the VMs too; they start again with the cloud.
@@ -160,6 +169,7 @@ async fn run(command: clap::Command, matches: &clap::ArgMatches) -> Result<()> {
     let cli = Cli::from_arg_matches(matches).map_err(|e| Error::new(Code::Invalid, e.to_string()))?;
     match cli.command {
         Command::Up { settings, config, detach } => daemon::up(&global, *settings, config, detach).await,
+        Command::Join(args) => Box::pin(join::join(&global, args)).await,
         Command::Down { vms } => daemon::down(&global, vms).await,
         Command::Status => status::status(&global).await,
         Command::Doctor => doctor::doctor(&global).await,
@@ -211,8 +221,15 @@ impl Global {
 
     /// A client of the cloud that the profile names, with the token of last time if there is one.
     pub async fn client(&self) -> Result<Client> {
-        let p = Profile::load(&self.profile_path())?;
-        let credentials = Credentials::Password { user: p.user, password: p.password };
+        let path = self.profile_path();
+        let p = Profile::load(&path)?;
+        let credentials = if p.password.is_empty() {
+            // The local admin of a node that joined: its certificate lies beside the profile.
+            let text = |ext: &str| photon_rt::fs::read_text(&path.with_extension(ext), 64 << 10);
+            Credentials::Certificate(CertPair { cert_pem: text("crt")?, key_pem: text("key")? })
+        } else {
+            Credentials::Password { user: p.user, password: p.password }
+        };
         let client = Client::new(&p.endpoint, &p.ca, credentials)?;
         if let Ok(token) = photon_rt::fs::read_text(&self.token_path(), 4096) {
             client.use_token(token).await;

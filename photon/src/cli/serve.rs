@@ -5,7 +5,7 @@ use chainfire::{
     ChainFire, ChainFireConfig, Scope,
     cluster::{Connect, Founder, Peering, PlainTcp, TlsTcp},
 };
-use photon_auth::{CertPair, mutual_config};
+use photon_auth::{CertPair, LiveCertificate, mutual_config};
 use photon_base::{Code, Error, Result};
 use photon_rt::task::Tasks;
 use photon_serve::listen::Listener;
@@ -152,7 +152,7 @@ impl ServeArgs {
         let initial = match (&self.initial_cluster, advertised) {
             (None, None) => return Ok(None),
             (Some(text), _) => founders(text)?,
-            (None, Some(url)) => vec![Founder { name: self.name.clone(), peer_url: url.clone() }],
+            (None, Some(url)) => vec![Founder::new(&self.name, url)],
         };
         let me = initial.iter().find(|f| f.name == self.name).ok_or_else(|| {
             Error::invalid("initial-cluster", format!("does not name this member, {:?}", self.name))
@@ -167,19 +167,19 @@ impl ServeArgs {
             address("initial-cluster", &f.peer_url)?;
         }
         let connect: Arc<dyn Connect> = match files {
-            Some(f) => Arc::new(TlsTcp::new(&f.pair, &f.ca)?),
+            Some(f) => Arc::new(TlsTcp::new(LiveCertificate::new(&f.pair)?, &f.ca)?),
             None => Arc::new(PlainTcp),
         };
         let existing = self.initial_cluster_state == "existing";
         let token = self.initial_cluster_token.clone();
-        Ok(Some((listen, Peering { initial, existing, token, connect })))
+        Ok(Some((listen, Peering { existing, token, ..Peering::new(initial, connect) })))
     }
 }
 
 fn founders(text: &str) -> Result<Vec<Founder>> {
     let one = |part: &str| {
         let (name, url) = part.split_once('=').filter(|(n, u)| !n.is_empty() && !u.is_empty())?;
-        Some(Founder { name: name.to_string(), peer_url: url.to_string() })
+        Some(Founder::new(name, url))
     };
     let all: Option<Vec<Founder>> = text.split(',').map(|p| one(p.trim())).collect();
     all.ok_or_else(|| Error::invalid("initial-cluster", format!("{text:?} is not NAME=URL,NAME=URL,…")))
@@ -199,7 +199,7 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
     let addr = address("listen-client-urls", &args.listen_client_urls, clients.is_some())?;
     let peering = args.peering(members.as_ref())?;
     let tls = |files: &Option<Files>, alpn: &[&str]| {
-        files.as_ref().map(|f| mutual_config(&f.pair, &f.ca, alpn)).transpose()
+        files.as_ref().map(|f| mutual_config(LiveCertificate::new(&f.pair)?, &f.ca, alpn)).transpose()
     };
     let (client_tls, peer_tls) = (tls(&clients, &["h2", "http/1.1"])?, tls(&members, &[])?);
     photon_serve::logging::start("info", false);

@@ -23,14 +23,7 @@ pub fn rest(kind: &KindInfo, o: &Value) -> Rest {
         return Rest::Settled;
     }
     let phase = o["status"]["phase"].as_str().unwrap_or_default();
-    let message = o["status"]["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|c| c["status"] == false)
-        .filter_map(|c| c["message"].as_str())
-        .find(|m| !m.is_empty())
-        .unwrap_or_default();
+    let message = obstacle(o).unwrap_or_default();
     let answered = o["status"]["observedGeneration"].as_u64() >= o["meta"]["generation"].as_u64();
     let wanted = o["spec"]["power"].as_str();
     let at_rest = kind.settled.contains(&phase) && wanted.is_none_or(|w| w == phase);
@@ -86,20 +79,35 @@ pub async fn settled(
 
 /// Waits until the object is gone.
 pub async fn gone(client: &Client, kind: &KindInfo, list: &str, name: &str, limit: Duration) -> Result<()> {
+    let mut last = String::new();
     let follow = async {
         let now = client.get(&format!("{list}?fields=meta.name={name}&limit=1")).await?;
-        if now["items"].as_array().is_none_or(Vec::is_empty) {
-            return Ok(());
-        }
+        let Some(o) = now["items"].as_array().and_then(|i| i.first()) else { return Ok(()) };
+        last = standing(o);
         let mut watch =
             client.watch(&format!("{list}?fields=meta.name={name}"), now["revision"].as_u64().unwrap_or(0));
         loop {
-            if let Change::Delete { name: n, .. } = watch.next().await?
-                && n == name
-            {
-                return Ok(());
+            match watch.next().await? {
+                Change::Delete { name: n, .. } if n == name => return Ok(()),
+                Change::Delete { .. } => {}
+                Change::Put(o) => last = standing(&o),
             }
         }
     };
-    timeout(limit, &format!("deleting {} {name:?}", kind.kind), follow).await?
+    match timeout(limit, &format!("deleting {} {name:?}", kind.kind), follow).await {
+        Ok(r) => r,
+        Err(e) => Err(e.why(format!("it is still {last}"))),
+    }
+}
+
+/// Where an object is, and what stands in the way.
+fn standing(o: &Value) -> String {
+    let phase = o["status"]["phase"].as_str().unwrap_or("there");
+    obstacle(o).map_or(phase.to_string(), |m| format!("{phase}: {m}"))
+}
+
+/// The first condition that does not hold and says why.
+fn obstacle(o: &Value) -> Option<&str> {
+    let all = o["status"]["conditions"].as_array().into_iter().flatten();
+    all.filter(|c| c["status"] == false).filter_map(|c| c["message"].as_str()).find(|m| !m.is_empty())
 }

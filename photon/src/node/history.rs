@@ -53,8 +53,9 @@ async fn turn(store: &ChainFire, notes: &mut Notes, path: &Path) -> Result<()> {
     let text = serde_json::to_string(notes).unwrap_or_default();
     fs::write_atomic(path, text.as_bytes(), 0o600)?;
     match old {
-        Some(revision) => store.forget_before(revision).await,
-        None => Ok(()),
+        // Each node takes notes; one of them is enough to act on them.
+        Some(revision) if store.raft_role() == "leader" => store.forget_before(revision).await,
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Who this cluster and this node are: authority, keys, certificates, credentials on disk.
 
 use crate::config::Config;
+use nodes::enrol::{Admission, Keys, Mate};
 use photon_auth::{Authority, CertPair, Leaf, TokenKey, password};
 use photon_base::{Error, Result, Uid};
 use photon_client::Profile;
@@ -41,24 +42,64 @@ impl Paths {
     }
 }
 
+/// Which cloud this is, and how this node came to it.
 #[derive(Serialize, Deserialize)]
-struct Cluster {
-    id: Uid,
+pub struct Cluster {
+    /// The cloud.
+    pub id: Uid,
+    /// Who let this node in; none for the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joined: Option<Joined>,
 }
 
-/// The identity of the cluster whose state is in `paths`.
-pub fn read_cluster(paths: &Paths) -> Result<Uid> {
-    let text = fs::read_text(&paths.cluster(), 4096)?;
-    let c: Cluster = serde_json::from_str(&text)
-        .map_err(|e| Error::internal(format!("{} is damaged", paths.cluster().display())).why(e))?;
-    Ok(c.id)
+/// Where the others were when this node came. Their own log and gossip tell later.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Joined {
+    /// Members of the store.
+    pub mates: Vec<Mate>,
+    /// Where they gossip.
+    pub gossip: Vec<String>,
+}
+
+/// The cloud whose state is in `paths`.
+pub fn read_cluster(paths: &Paths) -> Result<Cluster> {
+    let text = fs::read_text(&paths.cluster(), 1 << 20)?;
+    serde_json::from_str(&text)
+        .map_err(|e| Error::internal(format!("{} is damaged", paths.cluster().display())).why(e))
+}
+
+fn write_cluster(paths: &Paths, c: &Cluster) -> Result<()> {
+    let text = serde_json::to_string(c)
+        .map_err(|e| Error::internal("cannot write the cluster's identity").why(e))?;
+    fs::write_atomic(&paths.cluster(), text.as_bytes(), 0o600)
+}
+
+/// Makes the folder of `paths` that of a node that was let in. The cloud's identity comes last: it marks completion.
+pub fn adopt(paths: &Paths, a: &Admission) -> Result<()> {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let bad = |e: &dyn std::fmt::Display| Error::internal("the admission cannot be used").why(e);
+    let key = STANDARD.decode(&a.token_key).map_err(|e| bad(&e))?;
+    if !paths.ca().join("ca.crt").exists() {
+        let root = CertPair { cert_pem: a.authority.clone(), key_pem: a.authority_key.clone() };
+        Authority::adopt(&paths.ca(), &root)?;
+    }
+    fs::private_dir(&paths.service("iam"))?;
+    TokenKey::adopt(&token_key(paths), &key)?;
+    chainfire::cluster::assign(&paths.service("chainfire"), a.member, a.store)?;
+    let joined = Joined { mates: a.mates.clone(), gossip: a.gossip.clone() };
+    write_cluster(paths, &Cluster { id: a.cluster, joined: Some(joined) })
 }
 
 /// Keys of a running node.
 pub struct Identity {
+    pub cluster: Cluster,
     pub authority: Authority,
     pub tokens: Arc<TokenKey>,
     pub server: CertPair,
+}
+
+fn token_key(paths: &Paths) -> PathBuf {
+    paths.service("iam").join("token.key")
 }
 
 /// Server certificates are renewed at half this.
@@ -70,20 +111,25 @@ impl Identity {
     /// Opens, or makes at first start, everything that proves who we are.
     pub fn open(config: &Config, paths: &Paths) -> Result<Identity> {
         if !paths.cluster().exists() {
-            let c = Cluster { id: photon_rt::entropy::uid() };
-            let text = serde_json::to_string(&c)
-                .map_err(|e| Error::internal("cannot write the cluster's identity").why(e))?;
-            fs::write_atomic(&paths.cluster(), text.as_bytes(), 0o600)?;
+            write_cluster(paths, &Cluster { id: photon_rt::entropy::uid(), joined: None })?;
         }
-        let cluster = read_cluster(paths)?.to_string();
-        let authority = Authority::open(&paths.ca(), &cluster, wall())?;
+        let cluster = read_cluster(paths)?;
+        let name = cluster.id.to_string();
+        let authority = Authority::open(&paths.ca(), &name, wall())?;
         fs::private_dir(&paths.service("iam"))?;
-        let tokens = Arc::new(TokenKey::open(&paths.service("iam").join("token.key"), &cluster)?);
+        let tokens = Arc::new(TokenKey::open(&token_key(paths), &name)?);
         let server = server_certificate(&authority, config)?;
         fs::private_dir(&paths.service("creds"))?;
-        let me = Identity { authority, tokens, server };
+        let me = Identity { cluster, authority, tokens, server };
         me.write_tool_credentials(paths)?;
         Ok(me)
+    }
+
+    /// What a node that joins is given.
+    pub fn keys(&self, paths: &Paths) -> Result<Keys> {
+        let tokens =
+            fs::read(token_key(paths)).map_err(|e| Error::internal("the token key is away").why(e))?;
+        Ok(Keys { cluster: self.cluster.id, authority: self.authority.root(), tokens })
     }
 
     /// Certificates and bundles for etcdctl and curl on this machine.
@@ -106,11 +152,11 @@ impl Identity {
     /// follows the configuration.
     pub fn admin_profile(&self, config: &Config, paths: &Paths) -> Result<Profile> {
         let path = paths.creds("admin.json");
-        let reach: IpAddr =
-            if config.listen.is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { config.listen };
-        let endpoint = format!("https://{}", std::net::SocketAddr::new(reach, config.port(8443)?));
+        let endpoint = config.endpoint()?;
         let old = if path.exists() { Some(Profile::load(&path)?) } else { None };
-        let password = old.map_or_else(password::generate, |p| p.password);
+        // The admin's password was drawn on the first node; on others the certificate proves who it is.
+        let fresh = || if self.cluster.joined.is_some() { String::new() } else { password::generate() };
+        let password = old.map_or_else(fresh, |p| p.password);
         let profile =
             Profile { endpoint, ca: self.authority.cert_pem().to_string(), user: "admin".into(), password };
         profile.save(&path)?;
@@ -126,5 +172,7 @@ pub fn server_certificate(authority: &Authority, config: &Config) -> Result<Cert
     }
     let identity = photon_auth::Identity { kind: photon_auth::Kind::Host, name: config.node.clone() };
     let dns = vec!["localhost".into(), config.node.to_string()];
-    authority.issue(&Leaf { identity, dns, addresses, valid: SERVER_VALID }, wall())
+    let pair = authority.issue(&Leaf { identity, dns, addresses, valid: SERVER_VALID }, wall())?;
+    // The authority is shown too: a machine that joins knows it by its fingerprint alone.
+    Ok(CertPair { cert_pem: format!("{}{}", pair.cert_pem, authority.cert_pem()), ..pair })
 }

@@ -10,6 +10,7 @@ use axum::{
 };
 use chainfire::{ChainFire, Scope};
 use iam::login::PasswordRoute;
+use nodes::enrol::Enrol;
 use photon_auth::{Action, Caller, Gate, Kind, LiveCertificate, Proof, Target, Verb, server_config};
 use photon_base::{Code, Error, Result, Timestamp};
 use photon_resource::http::{Api, problem};
@@ -28,11 +29,11 @@ pub async fn start(
     chainfire: &ChainFire,
     console: Arc<ConsoleRoute>,
     content: Arc<ContentRoute>,
+    enrol: Arc<Enrol>,
 ) -> Result<Summary> {
-    let certificate = LiveCertificate::new(&s.identity.server)?;
-    renew(s, certificate.clone());
+    renew(s, s.certificate.clone());
     pulse(s);
-    let tls = server_config(certificate, s.identity.authority.cert_pem())?;
+    let tls = server_config(s.certificate.clone(), s.identity.authority.cert_pem())?;
     let api = Api::new(s.store.clone(), s.gate.clone())
         .connect("user", "password", Verb::Update, Arc::new(PasswordRoute(s.login.clone())))
         .connect("vm", "console", Verb::Console, console)
@@ -41,7 +42,8 @@ pub async fn start(
         router.merge(guarded_metrics(s.gate.clone())).route("/version", axum::routing::get(version))
     };
     let iam = s.login.clone().routes().merge(iam::audit::routes(s.store.clone(), s.gate.clone()));
-    let front = common(api.clone().router().merge(iam.clone()).merge(health::routes(whole(s))));
+    let front = api.clone().router().merge(iam.clone()).merge(enrol.routes());
+    let front = common(front.merge(health::routes(whole(s))));
     let mut ports: Vec<(&'static str, u16, Router)> = vec![("front", FRONT.number, front)];
     for service in &SERVICES {
         for port in service.ports.iter().filter(|p| p.transport == Transport::Tls) {

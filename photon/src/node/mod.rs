@@ -1,6 +1,7 @@
 //! A node: all services of this process, wired. What a service needs of another it gets here, as a trait,
 //! a view of resources or a socket; the services do not know each other.
 
+mod cluster;
 mod dns;
 mod history;
 mod identity;
@@ -8,14 +9,15 @@ mod listeners;
 mod lock;
 pub mod report;
 
-pub use identity::Paths;
+pub use cluster::facts;
+pub use identity::{Paths, adopt, read_cluster};
 pub use lock::{Lock, running_pid};
 
 use crate::config::{Config, Networking, is_root};
 use chainfire::{ChainFire, ChainFireConfig};
 use iam::{Iam, login::Login};
 use identity::Identity;
-use photon_auth::Gate;
+use photon_auth::{Gate, LiveCertificate};
 use photon_base::Result;
 use photon_reconcile::{Lease, Manager, View};
 use photon_resource::Store;
@@ -28,7 +30,10 @@ use prismnet::{
     engine::{DataPlane, LinuxPlane, UserPlane},
 };
 use report::{Event, Reporter};
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 /// A running node.
 pub struct Node {
@@ -42,6 +47,7 @@ pub(crate) struct Shared {
     pub config: Config,
     pub paths: Paths,
     pub identity: Identity,
+    pub certificate: Arc<LiveCertificate>,
     pub store: Store,
     pub view: View,
     pub gate: Gate,
@@ -59,17 +65,23 @@ impl Node {
         let paths = Paths::new(&config.data_dir);
         let identity = Identity::open(&config, &paths)?;
 
+        let certificate = LiveCertificate::new(&identity.server)?;
+
         let step = reporter.step("chainfire");
         let mut c = ChainFireConfig::new(paths.service("chainfire"));
         c.name = config.node.to_string();
-        c.client_urls = vec![format!("https://{}:{}", config.listen, config.port(2379)?)];
-        c.peer_urls = vec![format!("https://{}:{}", config.listen, config.port(2380)?)];
+        c.client_urls = vec![format!("https://{}", SocketAddr::new(config.reach(), config.port(2379)?))];
+        c.peer_urls = vec![cluster::peer_url(&config)?];
+        c.peering = Some(cluster::peering(&config, &identity, &certificate)?);
+        let peers = photon_rt::net::listen(SocketAddr::new(config.listen, config.port(2380)?)).await?;
         let chainfire = ChainFire::open(c).await?;
+        cluster::serve_peers(&chainfire, peers, &identity, &certificate)?;
+        cluster::catch_up(&chainfire, reporter).await;
         step.done();
 
         history::start(chainfire.clone(), paths.service("chainfire").join("history.json"), &tasks);
         let node = Node { tasks: tasks.clone(), chainfire: chainfire.clone(), _lock: lock };
-        match node.start_services(config, paths, identity, reporter).await {
+        match node.start_services(config, paths, identity, certificate, reporter).await {
             Ok(ready) => {
                 reporter.emit(&Event::Ready { ms: (now() - begun).as_millis() as u64, summary: ready });
                 Ok(node)
@@ -86,6 +98,7 @@ impl Node {
         config: Config,
         paths: Paths,
         identity: Identity,
+        certificate: Arc<LiveCertificate>,
         reporter: &Reporter,
     ) -> Result<report::Summary> {
         let store = Store::new(self.chainfire.kv(), Arc::new(photon_api::registry()));
@@ -107,6 +120,8 @@ impl Node {
         };
         let mut manager = manager;
         let poke = manager.poke();
+        let seats = Arc::new(cluster::Seats(self.chainfire.clone()));
+        cluster::start(&config, &store, seats.clone(), &mut manager, &self.tasks).await?;
         let step = reporter.step("prismnet");
         manager.add(prismnet::control::Ipam);
         let plane: Box<dyn DataPlane> = match networking {
@@ -145,12 +160,23 @@ impl Node {
 
         let tasks = self.tasks.clone();
         let store_answers = AtomicBool::new(true); // it has just answered
-        let shared =
-            Arc::new(Shared { config, paths, identity, store, view, gate, login, tasks, store_answers });
+        let shared = Arc::new(Shared {
+            config,
+            paths,
+            identity,
+            certificate,
+            store,
+            view,
+            gate,
+            login,
+            tasks,
+            store_answers,
+        });
         manager.start(&self.tasks);
         shared.view.reached(1).await;
         let step = reporter.step("api");
-        let mut summary = listeners::start(&shared, &self.chainfire, console, content).await?;
+        let enrol = cluster::enrol(&shared, seats)?;
+        let mut summary = listeners::start(&shared, &self.chainfire, console, content, enrol).await?;
         summary.notes = missing;
         step.done();
         Ok(summary)

@@ -28,6 +28,13 @@ pub enum Event {
         /// Milliseconds it took.
         ms: u64,
     },
+    /// A component is not ready yet, and why.
+    Waiting {
+        /// Which.
+        component: &'static str,
+        /// What it waits for.
+        why: String,
+    },
     /// Everything is ready.
     Ready {
         /// Milliseconds since the start.
@@ -66,6 +73,11 @@ impl Reporter {
         Step { reporter: self, component, begun: now() }
     }
 
+    /// Says why a component is not ready yet.
+    pub fn note(&self, component: &'static str, why: &str) {
+        self.emit(&Event::Waiting { component, why: why.into() });
+    }
+
     /// Says it. Whoever listened may be gone: that is no reason to stop.
     pub fn emit(&self, e: &Event) {
         let mut out = std::io::stdout().lock();
@@ -90,6 +102,7 @@ pub fn human(e: &Event) -> String {
             let about = crate::services::find(component).map_or("", |s| s.about);
             format!("  ✓ {component:<10} {about:<28} {ms:>5} ms")
         }
+        Event::Waiting { component, why } => format!("  … {component:<10} {why}"),
         Event::Ready { ms, summary } => {
             let notes: String = summary.notes.iter().map(|n| format!("\n  note         {n}")).collect();
             format!(

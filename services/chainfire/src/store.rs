@@ -103,6 +103,8 @@ pub(crate) struct Inner {
     /// This member in Raft.
     pub node: NodeId,
     pub peers: Option<Peers>,
+    /// Where peers are; present with them.
+    pub book: Option<Arc<AddressBook>>,
     pub data_dir: Option<PathBuf>,
 }
 
@@ -124,6 +126,9 @@ impl ChainFire {
     /// runtime).
     pub async fn open(config: ChainFireConfig) -> photon_base::Result<ChainFire> {
         photon_rt::fs::private_dir(&config.data_dir)?;
+        if let Some(p) = &config.peering {
+            p.adopt(&config.name, &config.data_dir)?;
+        }
         let (state, log) = (config.data_dir.join("state"), config.data_dir.join("log"));
         let options = config.engine;
         let opened = photon_rt::task::blocking(move || {
@@ -148,7 +153,7 @@ impl ChainFire {
     }
 
     async fn start(
-        config: ChainFireConfig,
+        mut config: ChainFireConfig,
         data_dir: Option<PathBuf>,
         engine: Arc<dyn Engine>,
         disk: Arc<dyn Disk>,
@@ -161,6 +166,9 @@ impl ChainFire {
                 member: stable_id(b"member", config.name.as_bytes()),
             },
         };
+        if let Some(p) = &mut config.peering {
+            p.seated(&config.name, seat);
+        }
         let (node, founders) = match &config.peering {
             Some(p) => (NodeId(seat.member), p.founders()),
             None => (ALONE, vec![ALONE]),
@@ -170,10 +178,8 @@ impl ChainFire {
         let (machine, shared) = photon_rt::task::blocking(move || StateMachine::open(engine, ring))
             .await
             .map_err(|e| refuse(e.to_string()))?;
-        let peers = config.peering.as_ref().map(|p| {
-            let book = Arc::new(AddressBook::new(p, shared.clone()));
-            Peers::new(node, seat.cluster, book, &tasks)
-        });
+        let book = config.peering.as_ref().map(|p| Arc::new(AddressBook::new(p, shared.clone())));
+        let peers = book.clone().map(|book| Peers::new(node, seat.cluster, book, &tasks));
         let transport = peers.clone();
         let log = photon_rt::task::blocking(move || match transport {
             Some(p) => Store::open(StoreConfig::new(node), disk, p.transport()),
@@ -190,6 +196,7 @@ impl ChainFire {
             member_id: seat.member,
             node,
             peers,
+            book,
             data_dir,
             config,
             shared,

@@ -20,6 +20,8 @@ impl Iam {
 
 /// Kinds about rights: only admins change them, and outside projects only admins read them.
 const RIGHTS: [&str; 4] = ["binding", "cluster-binding", "user", "audit"];
+/// Kinds that are the cloud itself: only its admins change them.
+const MACHINES: [&str; 3] = ["organization", "host", "node"];
 /// Kinds outside projects that every user may read: what one needs to make something.
 const CATALOGUE: [&str; 1] = ["image"];
 
@@ -30,7 +32,7 @@ pub fn needed(action: Action) -> Option<Role> {
         Verb::UpdateStatus => None,
         v if v.reads() && action.kind == "binding" => Some(Role::Viewer),
         v if v.reads() => Some(if rights { Role::Admin } else { Role::Viewer }),
-        _ if rights || action.kind == "organization" || action.kind == "host" => Some(Role::Admin),
+        _ if rights || MACHINES.contains(&action.kind) => Some(Role::Admin),
         _ => Some(Role::Editor),
     }
 }

@@ -1,8 +1,8 @@
 //! Connections between members: how they are made and served, and where members are.
 
-use super::seat::{Peering, member_id};
+use super::seat::{Founder, Peering};
 use crate::machine::Shared;
-use photon_auth::{CertPair, client_config};
+use photon_auth::{Identity, Kind, LiveCertificate, identity_of, live_client_config};
 use photon_base::Result;
 use photon_raft::{
     NodeId,
@@ -45,8 +45,8 @@ pub struct TlsTcp(TlsConnector);
 
 impl TlsTcp {
     /// Shows `identity` and trusts `ca` alone (PEM).
-    pub fn new(identity: &CertPair, ca: &str) -> Result<TlsTcp> {
-        Ok(TlsTcp(client_config(ca, Some(identity), &[])?.into()))
+    pub fn new(identity: Arc<LiveCertificate>, ca: &str) -> Result<TlsTcp> {
+        Ok(TlsTcp(live_client_config(ca, Some(identity), &[])?.into()))
     }
 }
 
@@ -67,24 +67,53 @@ impl Connect for TlsTcp {
     }
 }
 
-/// Where members are: what the log says, else what this member was told at its start.
+/// Where members are: what those who see them say, else what the log says, else what this member was told at
+/// its start. A cluster whose members have all moved has no log to agree in.
 pub(crate) struct AddressBook {
     shared: Arc<Shared>,
-    told: BTreeMap<NodeId, String>,
+    told: BTreeMap<NodeId, Founder>,
     connect: Arc<dyn Connect>,
+    sighted: Option<Sighted>,
+}
+
+/// Where a member of this name was seen lately, if anybody knows.
+pub type Sighted = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Who may speak for a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admit {
+    /// Whoever shows a certificate that the listener accepts, or reaches it where there are none.
+    Anybody,
+    /// The host of the cloud that has the member's name.
+    Hosts,
 }
 
 impl AddressBook {
     pub(crate) fn new(peering: &Peering, shared: Arc<Shared>) -> AddressBook {
-        let told = peering.initial.iter().map(|f| (NodeId(member_id(&f.peer_url)), f.peer_url.clone()));
-        AddressBook { shared, told: told.collect(), connect: peering.connect.clone() }
+        let told = peering.initial.iter().map(|f| (NodeId(f.id()), f.clone()));
+        let (connect, sighted) = (peering.connect.clone(), peering.sighted.clone());
+        AddressBook { shared, told: told.collect(), connect, sighted }
+    }
+
+    fn name(&self, node: NodeId) -> Option<String> {
+        let rules = &self.shared.published().rules;
+        let known = rules.member(node.0).map(|m| m.name.clone()).filter(|n| !n.is_empty());
+        known.or_else(|| self.told.get(&node).map(|f| f.name.clone()))
+    }
+
+    /// Whether this host may speak for `node`. One that nobody knows by name yet may be any host: this member
+    /// may lag behind, and every host is trusted with the log.
+    fn is_host_of(&self, node: NodeId, who: Option<&Identity>) -> bool {
+        let Some(who) = who.filter(|w| w.kind == Kind::Host) else { return false };
+        self.name(node).is_none_or(|n| n == who.name.as_str())
     }
 }
 
 impl Dial for AddressBook {
     fn dial(&self, to: NodeId) -> Dialing {
         let known = self.shared.published().rules.member(to.0).and_then(|m| m.peer_urls.first().cloned());
-        match known.or_else(|| self.told.get(&to).cloned()) {
+        let seen = self.sighted.as_ref().and_then(|s| s(&self.name(to)?));
+        match seen.or(known).or_else(|| self.told.get(&to).map(|f| f.peer_url.clone())) {
             Some(url) => self.connect.connect(&url),
             None => Box::pin(async move {
                 Err(io::Error::new(io::ErrorKind::NotFound, format!("no URL of {to} is known")))
@@ -99,8 +128,17 @@ const CONNECTIONS_MAX: usize = 256;
 /// Time for a TLS handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
-/// Serves members that connect: by TLS whose verifier lets only members in, or in plain text on loopback.
-pub(super) fn serve(peers: Peers, socket: TcpListener, tls: Option<TlsAcceptor>, tasks: &Tasks) {
+/// How connections of members are let in.
+#[derive(Clone)]
+pub(super) struct Gatekeeper {
+    /// TLS whose verifier lets only members in; without it, for loopback alone.
+    pub tls: Option<TlsAcceptor>,
+    pub admit: Admit,
+    pub book: Arc<AddressBook>,
+}
+
+/// Serves members that connect.
+pub(super) fn serve(peers: Peers, socket: TcpListener, gate: Gatekeeper, tasks: &Tasks) {
     let owner = tasks.clone();
     tasks.spawn("chainfire-peers", async move {
         let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -109,16 +147,24 @@ pub(super) fn serve(peers: Peers, socket: TcpListener, tls: Option<TlsAcceptor>,
                 sleep(Duration::from_millis(50)).await; // out of file descriptors, most likely
                 continue;
             };
-            let (peers, tls) = (peers.clone(), tls.clone());
+            let (peers, gate) = (peers.clone(), gate.clone());
             owner.spawn("chainfire-peer", async move {
                 let _ = stream.set_nodelay(true); // only latency is lost without it
-                let served = match tls {
-                    None => peers.serve(stream, |_| true).await.map_err(|e| e.to_string()),
+                let served = match &gate.tls {
+                    None => peers.serve(stream, |_| gate.admit == Admit::Anybody).await.map_err(said),
                     Some(tls) => match timeout(HANDSHAKE_MAX, "a peer's handshake", tls.accept(stream)).await
                     {
-                        Ok(Ok(stream)) => peers.serve(stream, |_| true).await.map_err(|e| e.to_string()),
-                        Ok(Err(e)) => Err(e.to_string()),
-                        Err(e) => Err(e.to_string()),
+                        Ok(Ok(stream)) => {
+                            let shown = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
+                            let who = shown.and_then(identity_of);
+                            let may = |node| match gate.admit {
+                                Admit::Anybody => true,
+                                Admit::Hosts => gate.book.is_host_of(node, who.as_ref()),
+                            };
+                            peers.serve(stream, may).await.map_err(said)
+                        }
+                        Ok(Err(e)) => Err(said(e)),
+                        Err(e) => Err(said(e)),
                     },
                 };
                 if let Err(e) = served {
@@ -128,4 +174,8 @@ pub(super) fn serve(peers: Peers, socket: TcpListener, tls: Option<TlsAcceptor>,
             });
         }
     });
+}
+
+fn said(e: impl std::fmt::Display) -> String {
+    e.to_string()
 }

@@ -6,11 +6,13 @@
 //! and learns the rest from the log.
 
 mod connect;
+mod roster;
 mod seat;
 
 pub(crate) use connect::AddressBook;
-pub use connect::{Connect, PlainTcp, TlsTcp};
-pub use seat::{Founder, Peering};
+pub use connect::{Admit, Connect, PlainTcp, Sighted, TlsTcp};
+pub use roster::Mate;
+pub use seat::{Founder, Peering, assign};
 pub(crate) use seat::{Seat, member_id, stable_id};
 
 use crate::{
@@ -73,10 +75,14 @@ impl ChainFire {
     /// Serves other members on `socket`. Without TLS (a configuration that lets only members in): for
     /// loopback alone.
     pub fn serve_peers(&self, socket: TcpListener, tls: Option<Arc<ServerConfig>>) -> Result<()> {
-        let peers = self.inner.peers.clone().ok_or_else(|| {
-            Error::new(Code::Unsupported, "this member has no peers").hint("configure the initial cluster")
-        })?;
-        connect::serve(peers, socket, tls.map(TlsAcceptor::from), &self.inner.tasks);
+        let i = &self.inner;
+        let (Some(peers), Some(book), Some(peering)) = (i.peers.clone(), i.book.clone(), &i.config.peering)
+        else {
+            return Err(Error::new(Code::Unsupported, "this member has no peers")
+                .hint("configure the initial cluster"));
+        };
+        let gate = connect::Gatekeeper { tls: tls.map(TlsAcceptor::from), admit: peering.admit, book };
+        connect::serve(peers, socket, gate, &i.tasks);
         Ok(())
     }
 
@@ -178,6 +184,11 @@ impl ChainFire {
                 let (name, client_urls) = (i.config.name.clone(), i.config.client_urls.clone());
                 let me = MemberRecord { id: i.member_id, name, client_urls, ..Default::default() };
                 self.propose_members(&Who::cloud(), MemberVerb::Publish, vec![me]).await
+            }
+            Some(m) if peering.moves && m.peer_urls != i.config.peer_urls => {
+                let peer_urls = i.config.peer_urls.clone();
+                let me = MemberRecord { id: i.member_id, peer_urls, ..Default::default() };
+                self.propose_members(&Who::cloud(), MemberVerb::Update, vec![me]).await
             }
             _ => Ok(()),
         };

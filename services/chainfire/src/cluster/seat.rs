@@ -1,7 +1,7 @@
 //! Who a member is: its number, which follows from its first peer URL as in etcd and stays when that changes
 //! (`<data_dir>/member.json`), and the cluster's.
 
-use super::connect::Connect;
+use super::connect::{Admit, Connect, Sighted};
 use crate::model::members::MemberRecord;
 use photon_base::{Error, Result};
 use photon_raft::NodeId;
@@ -15,6 +15,19 @@ pub struct Founder {
     pub name: String,
     /// Where members reach it.
     pub peer_url: String,
+    /// Its number, if that does not follow from the URL.
+    pub id: Option<u64>,
+}
+
+impl Founder {
+    /// A founder whose number follows from its URL.
+    pub fn new(name: impl Into<String>, peer_url: impl Into<String>) -> Founder {
+        Founder { name: name.into(), peer_url: peer_url.into(), id: None }
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id.unwrap_or_else(|| member_id(&self.peer_url))
+    }
 }
 
 /// How a member finds the others.
@@ -28,6 +41,22 @@ pub struct Peering {
     pub token: String,
     /// Makes connections.
     pub connect: Arc<dyn Connect>,
+    /// Who may connect.
+    pub admit: Admit,
+    /// Who else knows where members are.
+    pub sighted: Option<Sighted>,
+    /// This member's own peer URLs follow its configuration, and the others are told; else they change only
+    /// by `member update`, as in etcd.
+    pub moves: bool,
+}
+
+impl Peering {
+    /// A cluster founded by `initial`, or joined through them, connected by `connect`.
+    pub fn new(initial: Vec<Founder>, connect: Arc<dyn Connect>) -> Peering {
+        let token = "etcd-cluster".to_string();
+        let admit = Admit::Anybody;
+        Peering { initial, existing: false, token, connect, admit, sighted: None, moves: false }
+    }
 }
 
 impl std::fmt::Debug for Peering {
@@ -66,7 +95,7 @@ impl Peering {
 
     /// What the configuration says; what a member once was given stays.
     fn computed(&self, name: &str) -> Result<Seat> {
-        let member = member_id(&self.me(name)?.peer_url);
+        let member = self.me(name)?.id();
         let mut all: Vec<String> =
             self.initial.iter().map(|f| format!("{}={}", f.name, f.peer_url)).collect();
         all.sort();
@@ -87,23 +116,43 @@ impl Peering {
         Ok(seat)
     }
 
+    /// Writes down who the member is whose store lies in `dir` and had no peers so far: it has its own number in
+    /// the log. Call before anything is made there.
+    pub(crate) fn adopt(&self, name: &str, dir: &Path) -> Result<()> {
+        if !self.existing && dir.join("log").exists() && !dir.join("member.json").exists() {
+            keep(Seat { member: 1, ..self.computed(name)? }, Some(dir))?;
+        }
+        Ok(())
+    }
+
+    /// The number that this member has, whatever its URL says.
+    pub(crate) fn seated(&mut self, name: &str, seat: Seat) {
+        self.initial.iter_mut().filter(|f| f.name == name).for_each(|f| f.id = Some(seat.member));
+    }
+
     /// Members of the new group; none for one that joins.
     pub(crate) fn founders(&self) -> Vec<NodeId> {
         if self.existing {
             return Vec::new();
         }
-        self.initial.iter().map(|f| NodeId(member_id(&f.peer_url))).collect()
+        self.initial.iter().map(|f| NodeId(f.id())).collect()
     }
 
     pub(super) fn records(&self) -> Vec<MemberRecord> {
         let record = |f: &Founder| MemberRecord {
-            id: member_id(&f.peer_url),
+            id: f.id(),
             name: f.name.clone(),
             peer_urls: vec![f.peer_url.clone()],
             ..Default::default()
         };
         self.initial.iter().map(record).collect()
     }
+}
+
+/// Writes down in `dir` who the member that will be started there is, in which cluster.
+pub fn assign(dir: &Path, member: u64, cluster: u64) -> Result<()> {
+    photon_rt::fs::private_dir(dir)?;
+    keep(Seat { member, cluster }, Some(dir))
 }
 
 pub(super) fn keep(seat: Seat, dir: Option<&Path>) -> Result<()> {
@@ -121,13 +170,9 @@ mod tests {
     fn numbers_follow_from_urls_and_stay() {
         let dir = std::env::temp_dir().join(format!("photon-seat-{:x}", photon_rt::entropy::u64()));
         photon_rt::fs::private_dir(&dir).expect("folder");
-        let f = |n: &str| Founder { name: n.into(), peer_url: format!("http://{n}:2380") };
-        let founders = Peering {
-            initial: vec![f("a"), f("b")],
-            existing: false,
-            token: "t".into(),
-            connect: Arc::new(PlainTcp),
-        };
+        let f = |n: &str| Founder::new(n, format!("http://{n}:2380"));
+        let connect = Arc::new(PlainTcp);
+        let founders = Peering { token: "t".into(), ..Peering::new(vec![f("a"), f("b")], connect) };
         let a = founders.seat("a", Some(&dir)).expect("seat");
         assert_ne!(a.member, founders.computed("b").expect("seat").member);
         assert_eq!(a.cluster, founders.computed("b").expect("seat").cluster);

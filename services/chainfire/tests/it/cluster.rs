@@ -30,7 +30,7 @@ impl Place {
     }
 
     fn founder(&self) -> Founder {
-        Founder { name: self.name.clone(), peer_url: format!("http://{}", self.peers) }
+        Founder::new(&self.name, format!("http://{}", self.peers))
     }
 
     async fn start(&self, initial: &[Founder], existing: bool, socket: Option<TcpListener>) -> Server {
@@ -38,12 +38,8 @@ impl Place {
             Some(s) => s,
             None => photon_rt::net::listen(self.peers).await.expect("its port"),
         };
-        let peering = Peering {
-            initial: initial.to_vec(),
-            existing,
-            token: "test".into(),
-            connect: Arc::new(PlainTcp),
-        };
+        let peering =
+            Peering { existing, token: "test".into(), ..Peering::new(initial.to_vec(), Arc::new(PlainTcp)) };
         let dir: &Path = self.dir.path();
         let config = ChainFireConfig {
             name: self.name.clone(),

@@ -9,7 +9,7 @@ use photon_api::{ImageFormat, ImageSpec, set_condition};
 use photon_auth::Authorized;
 use photon_base::{Bytes, Code, Error, Name, Result, Uid};
 use photon_reconcile::{Context, Next, Poke, Reconcile};
-use photon_resource::{Key, Store, http::Connect};
+use photon_resource::{Key, Object, Store, http::Connect};
 use photon_rt::{fs, task::blocking, time::wall};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -37,6 +37,7 @@ struct Ready {
 /// The images of a host.
 #[derive(Clone)]
 pub struct Images {
+    host: Name,
     dir: PathBuf,
     /// Held while content is checked, converted and declared complete: one at a time.
     finishing: Arc<tokio::sync::Mutex<()>>,
@@ -45,7 +46,7 @@ pub struct Images {
 impl Images {
     /// Below the agent's folder.
     pub fn new(agent: &HostAgent) -> Images {
-        Images { dir: agent.dir().join("images"), finishing: Arc::default() }
+        Images { host: agent.host().clone(), dir: agent.dir().join("images"), finishing: Arc::default() }
     }
 
     fn folder(&self, id: Uid) -> PathBuf {
@@ -129,21 +130,33 @@ impl Reconcile for ImageKeeper {
     async fn reconcile(&self, cx: &Context, key: &Key) -> Result<Next> {
         let Some(image) = cx.get::<ImageSpec>(None, &key.name)? else { return Ok(Next::Done) };
         let mut tx = cx.begin();
+        let me = &self.0.host;
+        let mut s = image.status.clone();
         if !image.is_wanted() {
-            if image.has_finalizer(FINALIZER) {
+            // Each host removes what it holds; the last one lets the record go.
+            if image.has_finalizer(FINALIZER) && (s.hosts.is_empty() || s.hosts.contains(me)) {
                 disks::remove(self.0.folder(image.meta.id)).await?;
-                tx.update(&image, |i| i.meta.finalizers.retain(|f| f != FINALIZER)).await?;
+                let change = |i: &mut Object<ImageSpec>| {
+                    i.status.hosts.retain(|h| h != me);
+                    if i.status.hosts.is_empty() {
+                        i.meta.finalizers.retain(|f| f != FINALIZER);
+                    }
+                };
+                tx.update(&image, change).await?;
                 tx.commit().await?;
             }
             return Ok(Next::Done);
         }
-        let mut s = image.status.clone();
         s.observed_generation = image.meta.generation;
+        s.hosts.retain(|h| h != me);
         match self.0.ready(image.meta.id) {
             Some(r) => {
+                s.hosts.push(me.clone());
+                s.hosts.sort();
                 (s.phase, s.sha256, s.size) = ("ready".into(), r.sha256, r.size);
                 set_condition(&mut s.conditions, "Ready", true, "Imported", "", wall());
             }
+            None if !s.hosts.is_empty() => {} // others hold it
             None if s.phase != "failed" => {
                 s.phase = "pending".into();
                 let how = "it waits for its content: photon image import FILE --name NAME";
@@ -301,7 +314,8 @@ mod tests {
     #[tokio::test]
     async fn of_two_uploads_at_once_one_wins_whole_and_one_that_breaks_off_leaves_nothing() {
         let dir = std::env::temp_dir().join(format!("photon-images-{:x}", photon_rt::entropy::u64()));
-        let images = Images { dir: dir.clone(), finishing: Arc::default() };
+        let host: Name = "h1".parse().expect("name");
+        let images = Images { host, dir: dir.clone(), finishing: Arc::default() };
         let store = Store::new(std::sync::Arc::new(MemKv::new()), Arc::new(photon_api::registry()));
         let name: Name = "a".parse().expect("name");
         let made = store.make("image", "a", &serde_json::json!({ "format": "raw" })).await.expect("made");

@@ -13,13 +13,23 @@ pub enum Place {
     Nowhere(String),
 }
 
+/// Something that a VM needs and only some hosts have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bond {
+    /// They have it.
+    pub hosts: Vec<Name>,
+    /// What it is, as in `its disk is`.
+    pub why: String,
+}
+
 /// Memory that stays the host's own.
 const RESERVED: Bytes = Bytes::mib(512);
 
-/// The ready host with the most free memory that has room for `memory` and as many CPUs.
+/// The ready host with the most free memory that has what the VM needs, and room for `memory` and as many CPUs.
 pub fn place(
     hosts: &[Object<HostSpec>],
     running: &[Object<IncarnationSpec>],
+    bonds: &[Bond],
     cpus: u32,
     memory: Bytes,
 ) -> Place {
@@ -32,7 +42,10 @@ pub fn place(
         let name = &h.meta.name;
         let used: u64 = running.iter().filter(|i| i.spec.host == *name).map(|i| i.spec.memory.0).sum();
         let free = h.status.memory.0.saturating_sub(RESERVED.0).saturating_sub(used);
-        let refusal = if h.spec.cordoned {
+        let refusal = if let Some(b) = bonds.iter().find(|b| !b.hosts.contains(name)) {
+            let there: Vec<&str> = b.hosts.iter().map(Name::as_str).collect();
+            Some(format!("is not where {} ({})", b.why, there.join(", ")))
+        } else if h.spec.cordoned {
             Some("is cordoned".to_string())
         } else if h.status.phase != "ready" || !h.is_wanted() {
             Some("is not ready".to_string())

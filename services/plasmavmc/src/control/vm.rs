@@ -1,7 +1,7 @@
 //! The life of a VM: ports, one incarnation at a time, restarts, removal. Every step is an "ensure" with
 //! children whose names follow from the VM's; undoing is wanting absence.
 
-use super::schedule::{Place, place};
+use super::schedule::{Bond, Place, place};
 use async_trait::async_trait;
 use photon_api::{
     HostSpec, ImageSpec, IncarnationSpec, Phase, PortSpec, Power, Restart, VmSpec, VmStatus, set_condition,
@@ -162,11 +162,8 @@ impl World<'_> {
         }
         let hosts = self.cx.list::<HostSpec>(None)?;
         let running = self.cx.list::<IncarnationSpec>(None)?;
-        // A VM with a disk of its own stays where the disk is.
-        let home = self.vm.status.host.as_ref();
-        let candidates: Vec<Object<HostSpec>> =
-            hosts.into_iter().filter(|h| home.is_none_or(|n| *n == h.meta.name)).collect();
-        let host = match place(&candidates, &running, self.vm.spec.cpus, self.vm.spec.memory) {
+        let bonds = self.bonds(image.as_ref())?;
+        let host = match place(&hosts, &running, &bonds, self.vm.spec.cpus, self.vm.spec.memory) {
             Place::On(h) => h,
             Place::Nowhere(why) => return self.waiting(Phase::Pending, "NoHost", why).await,
         };
@@ -226,6 +223,30 @@ impl World<'_> {
         tx.update(&self.vm, |v| v.status = s).await?;
         tx.commit().await?;
         Ok(Next::Done)
+    }
+
+    /// What ties the VM to some hosts and not others.
+    fn bonds(&self, image: Option<&Object<ImageSpec>>) -> Result<Vec<Bond>> {
+        let mut bonds = Vec::new();
+        if let Some(host) = &self.vm.status.host {
+            bonds.push(Bond { hosts: vec![host.clone()], why: "its disk is".into() });
+        }
+        if let Some(i) = image.filter(|i| !i.status.hosts.is_empty()) {
+            let why = format!("image {} is", i.meta.name);
+            bonds.push(Bond { hosts: i.status.hosts.clone(), why });
+        }
+        // Networks do not reach from one host to another yet: who shares one stays together.
+        let ports = self.cx.list::<PortSpec>(self.vm.meta.project.as_ref())?;
+        for nic in &self.vm.spec.networks {
+            let others = ports.iter().filter(|p| {
+                let ours = p.meta.owner.as_ref().is_some_and(|o| o.id == self.vm.meta.id);
+                p.spec.network == nic.network && !ours
+            });
+            if let Some(host) = others.filter_map(|p| p.spec.host.clone()).next() {
+                bonds.push(Bond { hosts: vec![host], why: format!("network {} is", nic.network) });
+            }
+        }
+        Ok(bonds)
     }
 
     /// How long to wait before the next start of a VM that keeps ending.

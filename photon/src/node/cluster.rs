@@ -1,0 +1,157 @@
+//! This node among the others: its store's peers, the nodes' records, who may join.
+
+use super::{Shared, identity::Identity, report::Reporter};
+use crate::config::Config;
+use async_trait::async_trait;
+use chainfire::{
+    ChainFire,
+    cluster::{Admit, Founder, Peering, TlsTcp},
+};
+use nodes::{Look, Member, Members, Sight, agent::Facts, control::NodeController, enrol::Enrol};
+use photon_auth::{LiveCertificate, mutual_config};
+use photon_base::{Code, Error, Name, Result};
+use photon_reconcile::Manager;
+use photon_resource::Store;
+use photon_rt::{
+    net::TcpListener,
+    task::Tasks,
+    time::{Duration, now, sleep},
+};
+use std::{net::SocketAddr, sync::Arc};
+
+/// Where the other nodes reach this one's store.
+pub fn peer_url(config: &Config) -> Result<String> {
+    Ok(format!("https://{}", SocketAddr::new(config.reach(), config.port(2380)?)))
+}
+
+/// What this node says of itself.
+pub fn facts(config: &Config) -> Result<Facts> {
+    Ok(Facts {
+        name: config.node.clone(),
+        endpoint: config.endpoint()?,
+        peer_url: peer_url(config)?,
+        gossip: SocketAddr::new(config.reach(), config.port(2381)?).to_string(),
+        version: env!("CARGO_PKG_VERSION").into(),
+    })
+}
+
+/// How this node's store finds the others'.
+pub fn peering(config: &Config, identity: &Identity, live: &Arc<LiveCertificate>) -> Result<Peering> {
+    let connect = Arc::new(TlsTcp::new(live.clone(), identity.authority.cert_pem())?);
+    let mut initial = vec![Founder::new(config.node.as_str(), peer_url(config)?)];
+    let joined = identity.cluster.joined.as_ref();
+    for m in joined.into_iter().flat_map(|j| &j.mates) {
+        initial.push(Founder { id: Some(m.id), ..Founder::new(&m.name, &m.peer_url) });
+    }
+    Ok(Peering {
+        existing: joined.is_some(),
+        token: identity.cluster.id.to_string(),
+        admit: Admit::Hosts,
+        moves: true,
+        ..Peering::new(initial, connect)
+    })
+}
+
+/// Serves the other nodes' stores.
+pub fn serve_peers(
+    store: &ChainFire,
+    socket: TcpListener,
+    identity: &Identity,
+    live: &Arc<LiveCertificate>,
+) -> Result<()> {
+    store.serve_peers(socket, Some(mutual_config(live.clone(), identity.authority.cert_pem(), &[])?))
+}
+
+/// Waits until the store knows everything that was acknowledged: a node that comes, or comes back, catches up with
+/// the others first; without a quorum of them there is nothing to start on. Says what it waits for.
+pub async fn catch_up(store: &ChainFire, reporter: &Reporter) {
+    let begun = now();
+    let mut said = begun;
+    while let Err(e) = store.caught_up().await {
+        if now() - said >= SAID_EVERY {
+            said = now();
+            let others: Vec<String> =
+                store.mates().into_iter().filter(|m| m.id != store.member_number()).map(|m| m.name).collect();
+            let status = store.raft();
+            let others = if others.is_empty() { "the other nodes".into() } else { others.join(", ") };
+            let why = match status.leader {
+                Some(_) => format!("catching up: {} of {} entries", status.applied, status.commit),
+                None => format!("waiting for {others}: no quorum yet"),
+            };
+            tracing::info!(error = %e, why, "the store is not ready");
+            reporter.note("chainfire", &why);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Between two remarks about what is waited for.
+const SAID_EVERY: Duration = Duration::from_secs(5);
+
+/// ChainFire's members, as nodes see them.
+pub struct Seats(pub ChainFire);
+
+#[async_trait]
+impl Members for Seats {
+    fn all(&self) -> Vec<Member> {
+        let member = |m: chainfire::cluster::Mate| Member {
+            id: m.id,
+            name: m.name,
+            peer_url: m.peer_urls.into_iter().next().unwrap_or_default(),
+            votes: m.votes,
+            leads: m.leads,
+            behind: m.behind,
+        };
+        self.0.mates().into_iter().map(member).collect()
+    }
+
+    fn cluster(&self) -> u64 {
+        self.0.cluster_number()
+    }
+
+    fn me(&self) -> u64 {
+        self.0.member_number()
+    }
+
+    async fn admit(&self, id: u64, name: &Name, peer_url: &str, votes: bool) -> Result<()> {
+        self.0.admit(id, name.as_str(), peer_url, votes).await
+    }
+
+    async fn enfranchise(&self, id: u64) -> Result<()> {
+        self.0.enfranchise(id).await
+    }
+
+    async fn dismiss(&self, id: u64) -> Result<bool> {
+        self.0.dismiss(id).await
+    }
+
+    fn hand_over(&self) -> bool {
+        self.0.hand_over()
+    }
+}
+
+/// Makes this node's record, and decides with the others about all of them.
+pub async fn start(
+    config: &Config,
+    store: &Store,
+    seats: Arc<dyn Members>,
+    manager: &mut Manager,
+    tasks: &Tasks,
+) -> Result<()> {
+    if !nodes::agent::report(store, &facts(config)?, &*seats).await? {
+        return Err(Error::new(Code::Denied, format!("node {} is not of this cloud any more", config.node))
+            .why("it was removed, or its name was given to another machine")
+            .hint("to come back as a new node: remove its data folder, then photon join ADDRESS --token T"));
+    }
+    nodes::agent::follow_learners(store.clone(), seats.clone(), tasks);
+    let look: Look = Arc::new(|_| Sight::Unknown);
+    manager.add(nodes::agent::Drain { name: config.node.clone(), members: seats.clone() });
+    manager.add(NodeController { members: seats, look });
+    Ok(())
+}
+
+/// Lets machines in.
+pub fn enrol(s: &Shared, seats: Arc<dyn Members>) -> Result<Arc<Enrol>> {
+    let keys = s.identity.keys(&s.paths)?;
+    Enrol::new(s.store.clone(), s.gate.clone(), seats, keys, env!("CARGO_PKG_VERSION"))
+}
