@@ -3,6 +3,7 @@
 
 mod cluster;
 mod dns;
+mod forward;
 mod history;
 mod identity;
 mod listeners;
@@ -16,6 +17,7 @@ pub use lock::{Lock, running_pid};
 use crate::config::{Config, Networking, is_root};
 use chainfire::{ChainFire, ChainFireConfig};
 use iam::{Iam, login::Login};
+use forward::Forward;
 use identity::Identity;
 use photon_auth::{Gate, LiveCertificate};
 use photon_base::Result;
@@ -154,7 +156,13 @@ impl Node {
         manager.add(Disks { agent: agent.clone() });
         manager.add(ImageKeeper(images.clone()));
         report_host(agent.clone(), store.clone(), networking, &self.tasks).await?;
-        let console = Arc::new(ConsoleRoute::new(agent.clone(), store.clone()));
+        let forward = Forward {
+            view: view.clone(),
+            tokens: identity.tokens.clone(),
+            authority: identity.authority.cert_pem().to_string(),
+            tasks: self.tasks.clone(),
+        };
+        let console = Arc::new(ConsoleRoute::new(agent.clone(), store.clone(), forward));
         let content = Arc::new(ContentRoute { images, store: store.clone(), poke });
         step.done();
 

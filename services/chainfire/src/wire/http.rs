@@ -115,7 +115,8 @@ async fn metrics(State(c): State<ChainFire>, who: Option<Extension<Scope>>) -> R
         // Writing to a String cannot fail.
         let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
     };
-    put("gauge", "etcd_server_has_leader", "Whether this member knows a leader.", leader);
+    let led = u64::from(raft.leader.is_some());
+    put("gauge", "etcd_server_has_leader", "Whether this member knows a leader.", led);
     put("gauge", "etcd_server_is_leader", "Whether this member leads.", leader);
     put("gauge", "etcd_server_proposals_applied_total", "Place in the log that is applied.", raft.applied);
     put("gauge", "etcd_server_proposals_committed_total", "Place in the log that is committed.", raft.commit);

@@ -12,8 +12,8 @@ use axum::{
     response::Response,
 };
 use photon_api::IncarnationSpec;
-use photon_auth::Authorized;
-use photon_base::{Code, Error, Result};
+use photon_auth::{Authorized, Caller};
+use photon_base::{Code, Error, Name, Result};
 use photon_resource::{Store, http::Connect};
 use photon_rt::time::Duration;
 use std::sync::Arc;
@@ -28,17 +28,26 @@ const RIGHTS_LOOK: Duration = Duration::from_secs(2);
 /// A viewer that takes nothing for this long is dropped.
 const SEND_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// Passes a request on to another node.
+#[async_trait]
+pub trait PassOn: Send + Sync + 'static {
+    /// The answer of `node` to `request`, made by `caller`.
+    async fn pass_on(&self, node: &Name, caller: &Caller, request: Request) -> Result<Response>;
+}
+
 /// Serves consoles.
 pub struct ConsoleRoute {
     agent: HostAgent,
     store: Store,
+    others: Box<dyn PassOn>,
     open: Arc<Semaphore>,
 }
 
 impl ConsoleRoute {
-    /// Consoles of `agent`'s VMs.
-    pub fn new(agent: HostAgent, store: Store) -> ConsoleRoute {
-        ConsoleRoute { agent, store, open: Arc::new(Semaphore::new(OPEN_MAX)) }
+    /// Consoles of `agent`'s VMs; those of other hosts are theirs to show.
+    pub fn new(agent: HostAgent, store: Store, others: impl PassOn) -> ConsoleRoute {
+        let others = Box::new(others);
+        ConsoleRoute { agent, store, others, open: Arc::new(Semaphore::new(OPEN_MAX)) }
     }
 }
 
@@ -52,6 +61,9 @@ impl Connect for ConsoleRoute {
                 .hint(format!("photon vm start {name}"))
         };
         let i = self.store.get::<IncarnationSpec>(t.project.as_ref(), &name).await?.ok_or_else(off)?;
+        if i.spec.host != *self.agent.host() {
+            return self.others.pass_on(&i.spec.host, who.caller(), request).await;
+        }
         let console = self.agent.hypervisor().console(i.meta.id).map_err(|_| off())?;
         let busy = || Error::new(Code::Exhausted, "too many consoles are open").hint("close one");
         let slot = self.open.clone().try_acquire_owned().map_err(|_| busy())?;

@@ -5,7 +5,7 @@ use crate::engine;
 use async_trait::async_trait;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
-use photon_api::{ImageFormat, ImageSpec, set_condition};
+use photon_api::{HostSpec, ImageFormat, ImageSpec, set_condition};
 use photon_auth::Authorized;
 use photon_base::{Bytes, Code, Error, Name, Result, Uid};
 use photon_reconcile::{Context, Next, Poke, Reconcile};
@@ -148,7 +148,9 @@ impl Reconcile for ImageKeeper {
             return Ok(Next::Done);
         }
         s.observed_generation = image.meta.generation;
-        s.hosts.retain(|h| h != me);
+        // Hosts that were removed hold nothing any more.
+        let there = |h: &Name| cx.get::<HostSpec>(None, h).is_ok_and(|found| found.is_some());
+        s.hosts.retain(|h| h != me && there(h));
         match self.0.ready(image.meta.id) {
             Some(r) => {
                 s.hosts.push(me.clone());

@@ -10,7 +10,7 @@ mod host;
 mod images;
 mod incarnation;
 
-pub use console::ConsoleRoute;
+pub use console::{ConsoleRoute, PassOn};
 pub use disks::Disks;
 pub use host::report_host;
 pub use images::{ContentRoute, ImageKeeper, Images};
