@@ -83,16 +83,36 @@ impl Hosts {
         assert!(self.hosts[host].is_none(), "host {host} runs something already");
         std::fs::create_dir_all(self.folder(host)).expect("folder");
         let log = File::options().create(true).append(true).open(self.folder(host).join("log")).expect("log");
-        let child = Command::new("ip")
-            .args(["netns", "exec", &self.netns(host)])
-            .arg(program)
+        let child = self
+            .command(host, program)
             .args(args)
-            .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
             .spawn()
             .expect("ip netns exec becomes the program");
         self.hosts[host] = Some(child);
+    }
+
+    /// A command that will run on a host.
+    pub fn command(&self, host: usize, program: &Path) -> Command {
+        let mut c = Command::new("ip");
+        c.args(["netns", "exec", &self.netns(host)]).arg(program).stdin(Stdio::null());
+        c
+    }
+
+    /// How a host's program ended, if it has by itself.
+    pub fn ended(&mut self, host: usize) -> Option<i32> {
+        let status = self.hosts[host].as_mut()?.try_wait().expect("a child")?;
+        self.hosts[host] = None;
+        Some(status.code().unwrap_or(-1))
+    }
+
+    /// Asks the program to end, and waits.
+    pub fn stop(&mut self, host: usize) {
+        self.signal(host, rustix::process::Signal::TERM);
+        if let Some(mut child) = self.hosts[host].take() {
+            child.wait().expect("it ends");
+        }
     }
 
     /// True while a host's program is there.

@@ -6,6 +6,7 @@ mod images;
 mod input;
 mod laws;
 mod lifecycle;
+mod nodes;
 mod people;
 mod storm;
 mod tour;

@@ -36,7 +36,8 @@ pub struct Forward {
 #[async_trait::async_trait]
 impl plasmavmc::agent::PassOn for Forward {
     async fn pass_on(&self, node: &Name, caller: &Caller, request: Request) -> Result<Response> {
-        let away = |why: &dyn std::fmt::Display| Error::unavailable(format!("node {node} does not answer")).why(why);
+        let away =
+            |why: &dyn std::fmt::Display| Error::unavailable(format!("node {node} does not answer")).why(why);
         if request.headers().contains_key(PASSED_ON) {
             return Err(away(&"it moved while it was asked for"));
         }

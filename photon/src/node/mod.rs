@@ -16,8 +16,8 @@ pub use lock::{Lock, running_pid};
 
 use crate::config::{Config, Networking, is_root};
 use chainfire::{ChainFire, ChainFireConfig};
-use iam::{Iam, login::Login};
 use forward::Forward;
+use iam::{Iam, login::Login};
 use identity::Identity;
 use photon_auth::{Gate, LiveCertificate};
 use photon_base::Result;
