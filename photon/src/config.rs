@@ -136,6 +136,16 @@ impl Config {
 }
 
 impl Settings {
+    /// Where a node is and what it is called stays so at the next start, if people said it by flags and have no
+    /// file: the other nodes look for it there.
+    pub fn remember(&self, data_dir: &Path) -> Result<()> {
+        if self.listen.is_none() || data_dir.join("photon.toml").exists() {
+            return Ok(());
+        }
+        let (listen, port_offset, node) = (self.listen, self.port_offset, self.node.clone());
+        Settings { listen, port_offset, node, ..Settings::default() }.save(data_dir)
+    }
+
     /// Writes them where the next start finds them.
     pub fn save(&self, data_dir: &Path) -> Result<()> {
         let text = toml::to_string(self).map_err(|e| Error::internal("settings can't be written").why(e))?;

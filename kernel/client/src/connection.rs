@@ -10,7 +10,7 @@ use photon_base::{Code, Error, Result};
 use photon_rt::{
     net::TcpStream,
     task::Tasks,
-    time::{Duration, sleep, timeout},
+    time::{Duration, now, sleep, timeout},
 };
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
@@ -50,8 +50,9 @@ const PING_EVERY: Duration = Duration::from_secs(15);
 const PING_TIME_MAX: Duration = Duration::from_secs(15);
 /// Largest answer read whole.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// Tries of a request that is safe to repeat.
+/// Tries of a request that is safe to repeat, and how long after its beginning the last may begin.
 const TRIES: u32 = 5;
+const TRYING_MAX: Duration = Duration::from_secs(5);
 
 /// A client of one cloud. Shared freely; requests run side by side.
 pub struct Client {
@@ -250,13 +251,14 @@ impl Client {
         }
         let bytes = body.map(|b| b.to_string().into_bytes()).unwrap_or_default();
         let mut pause = Duration::from_millis(50);
+        let begun = now();
         for tried in 1.. {
             let outcome = match self.send(method.clone(), path, &headers, &bytes).await {
                 Ok(r) => read(r).await,
                 Err(e) => Err(e),
             };
             match outcome {
-                Err(e) if e.is_retryable() && tried < TRIES => {
+                Err(e) if e.is_retryable() && tried < TRIES && now() - begun < TRYING_MAX => {
                     tracing::debug!(error = %e, tried, "trying again");
                     let jitter = photon_rt::entropy::u64() % (pause.as_millis() as u64 / 2 + 1);
                     sleep(pause + Duration::from_millis(jitter)).await;

@@ -24,7 +24,7 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// `photon up`.
 pub async fn up(global: &Global, settings: Settings, file: Option<PathBuf>, detach: bool) -> Result<()> {
-    let config = Config::load(global.data_dir(), file.as_deref(), settings)?;
+    let config = Config::load(global.data_dir(), file.as_deref(), settings.clone())?;
     if let Some(pid) = running_pid(&config.data_dir) {
         return already(global, &config, pid);
     }
@@ -35,6 +35,7 @@ pub async fn up(global: &Global, settings: Settings, file: Option<PathBuf>, deta
     let Some(lock) = Lock::take(&config.data_dir)? else {
         return already(global, &config, running_pid(&config.data_dir).unwrap_or(0));
     };
+    settings.remember(&config.data_dir)?;
     photon_serve::logging::start(&config.log, false);
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").why(e);
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;

@@ -7,9 +7,16 @@ use chainfire::{
     ChainFire,
     cluster::{Admit, Founder, Peering, TlsTcp},
 };
-use nodes::{Look, Member, Members, Sight, agent::Facts, control::NodeController, enrol::Enrol};
+use nodes::{
+    Member, Members,
+    agent::Facts,
+    control::NodeController,
+    enrol::Enrol,
+    neighbours::{self, API_FACT, Neighbours, PEER_FACT, SERVES_FACT},
+};
 use photon_auth::{LiveCertificate, mutual_config};
 use photon_base::{Code, Error, Name, Result};
+use photon_gossip::{Gossip, GossipConfig, GossipKey, Peer, Timings};
 use photon_reconcile::Manager;
 use photon_resource::Store;
 use photon_rt::{
@@ -35,8 +42,41 @@ pub fn facts(config: &Config) -> Result<Facts> {
     })
 }
 
+/// What gossip says of this node while it starts.
+fn told(config: &Config) -> Result<photon_gossip::Facts> {
+    let me = facts(config)?;
+    let known = [(API_FACT, me.endpoint), (PEER_FACT, me.peer_url), ("version", me.version)];
+    Ok(known.into_iter().map(|(k, v)| (k.to_string(), v)).collect())
+}
+
+/// Says that this node serves.
+pub fn serves(config: &Config, gossip: &Gossip) -> Result<()> {
+    let mut facts = told(config)?;
+    facts.insert(SERVES_FACT.into(), "yes".into());
+    gossip.set_facts(facts)
+}
+
+/// Starts gossip.
+pub async fn gossip(config: &Config, identity: &Identity, tasks: &Tasks) -> Result<Gossip> {
+    let own = SocketAddr::new(config.reach(), config.port(2381)?);
+    let joined = identity.cluster.joined.iter().flat_map(|j| &j.gossip);
+    let start = GossipConfig {
+        me: Peer { name: config.node.clone(), gossip: own, facts: told(config)? },
+        key: GossipKey::new(identity.tokens.derived("gossip")),
+        seeds: joined.filter_map(|a| a.parse().ok()).filter(|a| *a != own).collect(),
+        timings: Timings::default(),
+    };
+    let socket = photon_rt::net::udp(SocketAddr::new(config.listen, own.port())).await?;
+    Gossip::start(start, socket, tasks)
+}
+
 /// How this node's store finds the others'.
-pub fn peering(config: &Config, identity: &Identity, live: &Arc<LiveCertificate>) -> Result<Peering> {
+pub fn peering(
+    config: &Config,
+    identity: &Identity,
+    live: &Arc<LiveCertificate>,
+    gossip: &Gossip,
+) -> Result<Peering> {
     let connect = Arc::new(TlsTcp::new(live.clone(), identity.authority.cert_pem())?);
     let mut initial = vec![Founder::new(config.node.as_str(), peer_url(config)?)];
     let joined = identity.cluster.joined.as_ref();
@@ -47,6 +87,7 @@ pub fn peering(config: &Config, identity: &Identity, live: &Arc<LiveCertificate>
         existing: joined.is_some(),
         token: identity.cluster.id.to_string(),
         admit: Admit::Hosts,
+        sighted: Some(Arc::new(neighbours::peer_url(gossip))),
         moves: true,
         ..Peering::new(initial, connect)
     })
@@ -135,6 +176,7 @@ pub async fn start(
     config: &Config,
     store: &Store,
     seats: Arc<dyn Members>,
+    gossip: &Gossip,
     manager: &mut Manager,
     tasks: &Tasks,
 ) -> Result<()> {
@@ -144,7 +186,8 @@ pub async fn start(
             .hint("to come back as a new node: remove its data folder, then photon join ADDRESS --token T"));
     }
     nodes::agent::follow_learners(store.clone(), seats.clone(), tasks);
-    let look: Look = Arc::new(|_| Sight::Unknown);
+    let look = neighbours::look(gossip, config.node.clone());
+    manager.add(Neighbours(gossip.clone()));
     manager.add(nodes::agent::Drain { name: config.node.clone(), members: seats.clone() });
     manager.add(NodeController { members: seats, look });
     Ok(())

@@ -21,6 +21,7 @@ use iam::{Iam, login::Login};
 use identity::Identity;
 use photon_auth::{Gate, LiveCertificate};
 use photon_base::Result;
+use photon_gossip::Gossip;
 use photon_reconcile::{Lease, Manager, View};
 use photon_resource::Store;
 use photon_rt::{task::Tasks, time::now};
@@ -41,6 +42,7 @@ use std::{
 pub struct Node {
     tasks: Tasks,
     chainfire: ChainFire,
+    gossip: Gossip,
     _lock: Lock,
 }
 
@@ -74,7 +76,8 @@ impl Node {
         c.name = config.node.to_string();
         c.client_urls = vec![format!("https://{}", SocketAddr::new(config.reach(), config.port(2379)?))];
         c.peer_urls = vec![cluster::peer_url(&config)?];
-        c.peering = Some(cluster::peering(&config, &identity, &certificate)?);
+        let gossip = cluster::gossip(&config, &identity, &tasks).await?;
+        c.peering = Some(cluster::peering(&config, &identity, &certificate, &gossip)?);
         let peers = photon_rt::net::listen(SocketAddr::new(config.listen, config.port(2380)?)).await?;
         let chainfire = ChainFire::open(c).await?;
         cluster::serve_peers(&chainfire, peers, &identity, &certificate)?;
@@ -82,7 +85,7 @@ impl Node {
         step.done();
 
         history::start(chainfire.clone(), paths.service("chainfire").join("history.json"), &tasks);
-        let node = Node { tasks: tasks.clone(), chainfire: chainfire.clone(), _lock: lock };
+        let node = Node { tasks: tasks.clone(), chainfire: chainfire.clone(), gossip, _lock: lock };
         match node.start_services(config, paths, identity, certificate, reporter).await {
             Ok(ready) => {
                 reporter.emit(&Event::Ready { ms: (now() - begun).as_millis() as u64, summary: ready });
@@ -123,7 +126,7 @@ impl Node {
         let mut manager = manager;
         let poke = manager.poke();
         let seats = Arc::new(cluster::Seats(self.chainfire.clone()));
-        cluster::start(&config, &store, seats.clone(), &mut manager, &self.tasks).await?;
+        cluster::start(&config, &store, seats.clone(), &self.gossip, &mut manager, &self.tasks).await?;
         let step = reporter.step("prismnet");
         manager.add(prismnet::control::Ipam);
         let plane: Box<dyn DataPlane> = match networking {
@@ -186,6 +189,7 @@ impl Node {
         let enrol = cluster::enrol(&shared, seats)?;
         let mut summary = listeners::start(&shared, &self.chainfire, console, content, enrol).await?;
         summary.notes = missing;
+        cluster::serves(&shared.config, &self.gossip)?;
         step.done();
         Ok(summary)
     }
@@ -200,6 +204,7 @@ impl Node {
 
     /// Stops everything. VMs run on.
     pub async fn stop(self) {
+        self.gossip.leave().await;
         self.tasks.shutdown().await;
         self.chainfire.shutdown().await;
     }

@@ -172,11 +172,12 @@ fn seen(node: &Object<NodeSpec>, member: Option<&Member>, sight: Sight, busy: us
     s.phase = match (sight, node.spec.drain) {
         (Sight::Down, _) => "down",
         (Sight::Suspect, _) => "suspect",
+        (Sight::Starting, _) => "joining",
         // Whoever is not heard of yet may be about to start.
         (Sight::Unknown, _) if s.phase == "joining" => "joining",
         (_, true) if busy > 0 || s.role == "leader" => "draining",
         (_, true) => "drained",
-        (Sight::Alive | Sight::Unknown, false) => "ready",
+        (_, false) => "ready",
     }
     .into();
     let empty = if busy > 0 { format!("{busy} VMs run there") } else { String::new() };

@@ -2,7 +2,7 @@
 //!
 //! Rooms: [`token`] (what lets a machine in), [`enrol`] (the cloud's side of joining), [`join`] (the machine's
 //! side), [`control`] (makes the store's members follow the nodes; once per cluster), [`agent`] (each node's record
-//! of itself).
+//! of itself), [`neighbours`] (gossip: who answers, and where).
 //!
 //! A node is a record. Joining makes it, in the commit that uses the token up; the controller then adds the member
 //! that the record names, and removes it when the record is deleted. So whoever dies in between, the next one goes on
@@ -15,6 +15,7 @@ pub mod agent;
 pub mod control;
 pub mod enrol;
 pub mod join;
+pub mod neighbours;
 pub mod token;
 
 use async_trait::async_trait;
@@ -60,8 +61,10 @@ pub trait Members: Send + Sync + 'static {
 /// What is heard of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sight {
-    /// It answers.
+    /// It answers and serves.
     Alive,
+    /// It answers and does not serve yet.
+    Starting,
     /// It has not answered for a moment.
     Suspect,
     /// It does not answer.
