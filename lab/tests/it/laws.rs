@@ -10,12 +10,13 @@ use std::{
 };
 
 /// Kernel crates in order: each may import only those before it.
-const KERNEL: [&str; 9] = [
+const KERNEL: [&str; 10] = [
     "photon-base",
     "photon-rt",
     "photon-kv",
     "photon-raft",
     "photon-auth",
+    "photon-etcd",
     "photon-resource",
     "photon-reconcile",
     "photon-serve",

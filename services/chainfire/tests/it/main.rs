@@ -4,7 +4,6 @@
 
 mod auth;
 mod cluster;
-mod codegen;
 mod differential;
 mod etcdctl;
 mod gateway;
