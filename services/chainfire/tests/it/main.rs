@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "these tests start foreign programs and kill them")]
 
 mod auth;
+mod client;
 mod cluster;
 mod differential;
 mod etcdctl;
@@ -13,6 +14,7 @@ mod kill;
 mod kv;
 mod line;
 mod maintenance;
+mod proxy;
 mod stream;
 mod tenant;
 mod watch;
