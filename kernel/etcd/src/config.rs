@@ -88,6 +88,12 @@ pub struct Config {
     pub(crate) patience: Duration,
 }
 
+impl std::fmt::Debug for Config {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Config").field("targets", &self.targets).finish_non_exhaustive()
+    }
+}
+
 /// Files with what proves both sides to each other.
 #[derive(Clone, Debug, Default)]
 pub struct Files<'a> {
