@@ -30,6 +30,22 @@ pub struct Settings {
     /// keeps every VM alone; `auto` takes what is possible.
     #[arg(long, env = "PHOTON_NETWORKING", value_name = "MODE")]
     pub networking: Option<Networking>,
+    /// Keep the cloud's records in this etcd cluster instead of a ChainFire of its own. Whoever can read that
+    /// etcd can read the cloud. For `https://` say also --coordinator-ca.
+    #[arg(long, env = "PHOTON_COORDINATOR", value_name = "URL[,URL…]")]
+    pub coordinator: Option<String>,
+    /// The authority of the etcd servers' certificates (PEM).
+    #[arg(long, env = "PHOTON_COORDINATOR_CA", value_name = "FILE")]
+    pub coordinator_ca: Option<PathBuf>,
+    /// A certificate to show them (PEM).
+    #[arg(long, env = "PHOTON_COORDINATOR_CERT", value_name = "FILE")]
+    pub coordinator_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, env = "PHOTON_COORDINATOR_KEY", value_name = "FILE")]
+    pub coordinator_key: Option<PathBuf>,
+    /// File with USER:PASSWORD of etcd's own users.
+    #[arg(long, env = "PHOTON_COORDINATOR_LOGIN", value_name = "FILE")]
+    pub coordinator_login: Option<PathBuf>,
 }
 
 /// How VMs are connected.
@@ -62,6 +78,8 @@ pub struct Config {
     pub guest_dir: Option<PathBuf>,
     /// Networks for VMs.
     pub networking: Networking,
+    /// The etcd cluster that holds the records, if it is not this node's own store.
+    pub coordinator: Option<photon_etcd::Config>,
 }
 
 /// True for root.
@@ -105,8 +123,10 @@ impl Config {
             None => Settings::default(),
         };
         let listen = flags.listen.or(from_file.listen).unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        let coordinator = coordinator(&flags, &from_file)?;
         let node = flags.node.or(from_file.node).or_else(host_name);
         Ok(Config {
+            coordinator,
             data_dir,
             listen,
             port_offset: flags.port_offset.or(from_file.port_offset).unwrap_or(0),
@@ -151,6 +171,19 @@ impl Settings {
         let text = toml::to_string(self).map_err(|e| Error::internal("settings can't be written").why(e))?;
         photon_rt::fs::write_atomic(&data_dir.join("photon.toml"), text.as_bytes(), 0o600)
     }
+}
+
+fn coordinator(flags: &Settings, file: &Settings) -> Result<Option<photon_etcd::Config>> {
+    let path = |get: fn(&Settings) -> &Option<PathBuf>| get(flags).as_deref().or(get(file).as_deref());
+    let files = photon_etcd::config::Files {
+        ca: path(|s| &s.coordinator_ca),
+        cert: path(|s| &s.coordinator_cert),
+        key: path(|s| &s.coordinator_key),
+        login: path(|s| &s.coordinator_login),
+    };
+    let Some(urls) = flags.coordinator.as_ref().or(file.coordinator.as_ref()) else { return Ok(None) };
+    let named = |e: Error| Error { field: e.field.map(|f| format!("coordinator-{f}")), ..e };
+    photon_etcd::Config::with_files(urls, &files).map(Some).map_err(named)
 }
 
 fn read(path: &Path) -> Result<Settings> {

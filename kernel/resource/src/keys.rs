@@ -6,6 +6,7 @@
 //! /photon.internal/claim/POOL/ITEM                                a thing that only one may hold; value: holder
 //! /photon.internal/audit/MILLISECONDS-UID                         who changed what
 //! /photon.internal/lease/NAME/holder|beat                         who decides for the cluster (kernel/reconcile)
+//! /photon.internal/cloud                                          on a foreign etcd: whose records these are
 //! /photon.internal/idem/IDENTITY/KEY                              the answer to a request that may be repeated
 //! ```
 //! `-` is no [`Name`], so cluster-wide and project-wide objects never meet.

@@ -85,6 +85,10 @@ async fn save(global: &Global, file: PathBuf, endpoints: Option<String>) -> Resu
     let paths = Paths::new(&global.data_dir());
     let url = match endpoints {
         Some(u) => u,
+        None if paths.coordinator().exists() => {
+            return Err(Error::invalid("endpoints", "is missing: this cloud has no store of its own")
+                .hint("save the etcd that it runs on, with etcdctl snapshot save"));
+        }
         None => {
             let profile = Profile::load(&paths.creds("admin.json"))?;
             let front: http::Uri =

@@ -16,7 +16,7 @@ pub fn env(global: &Global) -> Result<()> {
     let (host, front) = (uri.host().unwrap_or("127.0.0.1"), uri.port_u16().unwrap_or(8443));
     let etcd = front - crate::services::FRONT.number + 2379;
     let file = |f: &str| paths.creds(f).display().to_string();
-    let pairs = [
+    let mut pairs = vec![
         ("PHOTON_DATA_DIR", dir.display().to_string()),
         ("PHOTON_ENDPOINT", profile.endpoint),
         ("ETCDCTL_API", "3".into()),
@@ -27,6 +27,10 @@ pub fn env(global: &Global) -> Result<()> {
         ("SSL_CERT_FILE", file("ca-bundle.crt")),
         ("CURL_CA_BUNDLE", file("ca-bundle.crt")),
     ];
+    if paths.coordinator().exists() {
+        // The etcd there is somebody else's, and so are its credentials.
+        pairs.retain(|(name, _)| !name.starts_with("ETCDCTL_"));
+    }
     match global.output {
         Format::Json | Format::Yaml => {
             let map: Map<String, Value> = pairs.into_iter().map(|(k, v)| (k.to_string(), v.into())).collect();

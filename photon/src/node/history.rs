@@ -2,7 +2,7 @@
 //! the cloud itself writes (hosts report every ten seconds). What time a revision had is noted once an hour in a
 //! small file, so that a node that is restarted every day still forgets.
 
-use chainfire::ChainFire;
+use super::coordinator::Coordinator;
 use photon_base::{Result, Timestamp};
 use photon_rt::{
     fs,
@@ -36,7 +36,7 @@ impl Notes {
 }
 
 /// Forgets for ever.
-pub fn start(store: ChainFire, path: PathBuf, tasks: &Tasks) {
+pub fn start(store: Coordinator, path: PathBuf, tasks: &Tasks) {
     tasks.spawn("history", async move {
         let mut notes = Notes::load(&path);
         loop {
@@ -48,14 +48,13 @@ pub fn start(store: ChainFire, path: PathBuf, tasks: &Tasks) {
     });
 }
 
-async fn turn(store: &ChainFire, notes: &mut Notes, path: &Path) -> Result<()> {
-    let old = notes.note(wall(), store.revision());
+async fn turn(store: &Coordinator, notes: &mut Notes, path: &Path) -> Result<()> {
+    let old = notes.note(wall(), store.revision().await?);
     let text = serde_json::to_string(notes).unwrap_or_default();
     fs::write_atomic(path, text.as_bytes(), 0o600)?;
     match old {
-        // Each node takes notes; one of them is enough to act on them.
-        Some(revision) if store.raft_role() == "leader" => store.forget_before(revision).await,
-        _ => Ok(()),
+        Some(revision) => store.forget_before(revision).await,
+        None => Ok(()),
     }
 }
 

@@ -32,6 +32,15 @@ impl Paths {
     pub fn cluster(&self) -> PathBuf {
         self.root.join("cluster.json")
     }
+    /// Says where the records are, if not here.
+    pub fn coordinator(&self) -> PathBuf {
+        self.root.join("coordinator")
+    }
+    /// What time a revision of the store had.
+    pub fn history(&self) -> PathBuf {
+        let own = self.service("chainfire");
+        if self.coordinator().exists() { self.root.join("history.json") } else { own.join("history.json") }
+    }
     /// The authority.
     pub fn ca(&self) -> PathBuf {
         self.root.join("ca")

@@ -10,7 +10,6 @@ use axum::{
 };
 use chainfire::{ChainFire, Scope};
 use iam::login::PasswordRoute;
-use nodes::enrol::Enrol;
 use photon_auth::{Action, Caller, Gate, Kind, LiveCertificate, Proof, Target, Verb, server_config};
 use photon_base::{Code, Error, Result, Timestamp};
 use photon_resource::http::{Api, problem};
@@ -26,10 +25,10 @@ use std::{
 /// Binds and starts every port.
 pub async fn start(
     s: &Arc<Shared>,
-    chainfire: &ChainFire,
+    chainfire: Option<&ChainFire>,
     console: Arc<ConsoleRoute>,
     content: Arc<ContentRoute>,
-    enrol: Arc<Enrol>,
+    joining: Router,
 ) -> Result<Summary> {
     renew(s, s.certificate.clone());
     pulse(s);
@@ -42,13 +41,14 @@ pub async fn start(
         router.merge(guarded_metrics(s.gate.clone())).route("/version", axum::routing::get(version))
     };
     let iam = s.login.clone().routes().merge(iam::audit::routes(s.store.clone(), s.gate.clone()));
-    let front = api.clone().router().merge(iam.clone()).merge(enrol.routes());
+    let front = api.clone().router().merge(iam.clone()).merge(joining);
     let front = common(front.merge(health::routes(whole(s))));
     let mut ports: Vec<(&'static str, u16, Router)> = vec![("front", FRONT.number, front)];
     for service in &SERVICES {
         for port in service.ports.iter().filter(|p| p.transport == Transport::Tls) {
             let router = match service.name {
                 "chainfire" => {
+                    let Some(chainfire) = chainfire else { continue };
                     chainfire.router().layer(axum::middleware::from_fn_with_state(s.gate.clone(), scope))
                 }
                 "iam" => common(
@@ -162,7 +162,10 @@ fn own(s: &Arc<Shared>, service: &str) -> (bool, Map<String, serde_json::Value>)
     let store = s.store_answers.load(Ordering::Relaxed);
     let mut m = Map::new();
     let healthy = match service {
-        "chainfire" => store,
+        "chainfire" => {
+            m.extend(s.coordinator.iter().map(|urls| ("coordinator".into(), urls.clone().into())));
+            store
+        }
         "iam" => {
             m.insert("database".into(), if store { "connected" } else { "away" }.into());
             m.insert("version".into(), env!("CARGO_PKG_VERSION").into());

@@ -2,6 +2,7 @@
 //! a view of resources or a socket; the services do not know each other.
 
 mod cluster;
+mod coordinator;
 mod dns;
 mod forward;
 mod history;
@@ -15,7 +16,7 @@ pub use identity::{Paths, adopt, read_cluster};
 pub use lock::{Lock, running_pid};
 
 use crate::config::{Config, Networking, is_root};
-use chainfire::{ChainFire, ChainFireConfig};
+use coordinator::Coordinator;
 use forward::Forward;
 use iam::{Iam, login::Login};
 use identity::Identity;
@@ -33,15 +34,12 @@ use prismnet::{
     engine::{DataPlane, LinuxPlane, UserPlane},
 };
 use report::{Event, Reporter};
-use std::{
-    net::SocketAddr,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::sync::{Arc, atomic::AtomicBool};
 
 /// A running node.
 pub struct Node {
     tasks: Tasks,
-    chainfire: ChainFire,
+    coordinator: Coordinator,
     gossip: Gossip,
     _lock: Lock,
 }
@@ -53,6 +51,8 @@ pub(crate) struct Shared {
     pub identity: Identity,
     pub certificate: Arc<LiveCertificate>,
     pub store: Store,
+    /// Where the records are, if not in this node's own store.
+    pub coordinator: Option<String>,
     pub view: View,
     pub gate: Gate,
     pub login: Arc<Login>,
@@ -72,20 +72,13 @@ impl Node {
         let certificate = LiveCertificate::new(&identity.server)?;
 
         let step = reporter.step("chainfire");
-        let mut c = ChainFireConfig::new(paths.service("chainfire"));
-        c.name = config.node.to_string();
-        c.client_urls = vec![format!("https://{}", SocketAddr::new(config.reach(), config.port(2379)?))];
-        c.peer_urls = vec![cluster::peer_url(&config)?];
         let gossip = cluster::gossip(&config, &identity, &tasks).await?;
-        c.peering = Some(cluster::peering(&config, &identity, &certificate, &gossip)?);
-        let peers = photon_rt::net::listen(SocketAddr::new(config.listen, config.port(2380)?)).await?;
-        let chainfire = ChainFire::open(c).await?;
-        cluster::serve_peers(&chainfire, peers, &identity, &certificate)?;
-        cluster::catch_up(&chainfire, reporter).await;
+        let coordinator =
+            Coordinator::open(&config, &paths, &identity, &certificate, &gossip, reporter).await?;
         step.done();
 
-        history::start(chainfire.clone(), paths.service("chainfire").join("history.json"), &tasks);
-        let node = Node { tasks: tasks.clone(), chainfire: chainfire.clone(), gossip, _lock: lock };
+        history::start(coordinator.clone(), paths.history(), &tasks);
+        let node = Node { tasks: tasks.clone(), coordinator, gossip, _lock: lock };
         match node.start_services(config, paths, identity, certificate, reporter).await {
             Ok(ready) => {
                 reporter.emit(&Event::Ready { ms: (now() - begun).as_millis() as u64, summary: ready });
@@ -106,7 +99,7 @@ impl Node {
         certificate: Arc<LiveCertificate>,
         reporter: &Reporter,
     ) -> Result<report::Summary> {
-        let store = Store::new(self.chainfire.kv(), Arc::new(photon_api::registry()));
+        let store = Store::new(self.coordinator.kv(), Arc::new(photon_api::registry()));
         let step = reporter.step("iam");
         let admin = identity.admin_profile(&config, &paths)?;
         iam::bootstrap::first_admin(&store, &admin.password).await?;
@@ -125,7 +118,7 @@ impl Node {
         };
         let mut manager = manager;
         let poke = manager.poke();
-        let seats = Arc::new(cluster::Seats(self.chainfire.clone()));
+        let seats = self.coordinator.seats();
         cluster::start(&config, &store, seats.clone(), &self.gossip, &mut manager, &self.tasks).await?;
         let step = reporter.step("prismnet");
         manager.add(prismnet::control::Ipam);
@@ -177,6 +170,7 @@ impl Node {
             identity,
             certificate,
             store,
+            coordinator: self.coordinator.urls(),
             view,
             gate,
             login,
@@ -186,8 +180,11 @@ impl Node {
         manager.start(&self.tasks);
         shared.view.reached(1).await;
         let step = reporter.step("api");
-        let enrol = cluster::enrol(&shared, seats)?;
-        let mut summary = listeners::start(&shared, &self.chainfire, console, content, enrol).await?;
+        let (chainfire, joining) = match &self.coordinator {
+            Coordinator::Own(c) => (Some(c), cluster::enrol(&shared, seats)?.routes()),
+            Coordinator::Foreign { .. } => (None, coordinator::nobody_joins()),
+        };
+        let mut summary = listeners::start(&shared, chainfire, console, content, joining).await?;
         summary.notes = missing;
         cluster::serves(&shared.config, &self.gossip)?;
         step.done();
@@ -196,7 +193,7 @@ impl Node {
 
     /// Ends only when this node can't go on: its log or state failed, and going on could lose what was promised.
     pub async fn failed(&self) -> photon_base::Error {
-        let why = self.chainfire.ended().await;
+        let why = self.coordinator.ended().await;
         photon_base::Error::internal("the cluster store stopped")
             .why(why)
             .hint("nothing acknowledged is lost; see to the disk, then: photon up")
@@ -206,7 +203,7 @@ impl Node {
     pub async fn stop(self) {
         self.gossip.leave().await;
         self.tasks.shutdown().await;
-        self.chainfire.shutdown().await;
+        self.coordinator.shutdown().await;
     }
 }
 

@@ -79,11 +79,11 @@ const PATHS: [(&str, &str); 51] = [
     ("election/resign", "v3electionpb.Election/Resign"),
 ];
 
-/// The messages and services of the .proto files (see `tests/it/codegen.rs`).
+/// The messages and services of the .proto files of `photon_etcd::proto`.
 pub(super) fn pool() -> &'static DescriptorPool {
     static POOL: OnceLock<DescriptorPool> = OnceLock::new();
     POOL.get_or_init(|| {
-        DescriptorPool::decode(&include_bytes!("gen/descriptors.bin")[..])
+        DescriptorPool::decode(photon_etcd::proto::DESCRIPTORS)
             .expect("the descriptors are part of the program")
     })
 }

@@ -106,41 +106,71 @@ pub async fn ok(url: &str, args: &[&str]) -> String {
 /// A real etcd in a folder of its own.
 pub struct Etcd {
     pub url: String,
+    peer: String,
     child: Child,
+}
+
+/// Free ports: bound, noted, released. The next to bind them is etcd, unless somebody races us.
+async fn free_ports() -> [u16; 2] {
+    let mut ports = [0; 2];
+    let mut held = Vec::new();
+    for p in &mut ports {
+        let l = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
+        *p = l.local_addr().expect("address").port();
+        held.push(l);
+    }
+    ports
 }
 
 impl Etcd {
     pub async fn start(dir: &Path) -> Etcd {
-        // Free ports: bound, noted, released. The next to bind them is etcd, unless somebody races us.
-        let mut ports = Vec::new();
-        for _ in 0..2 {
-            let l = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
-            ports.push(l.local_addr().expect("address").port());
-        }
-        let (client, peer) =
-            (format!("http://127.0.0.1:{}", ports[0]), format!("http://127.0.0.1:{}", ports[1]));
+        let [client, peer] = free_ports().await;
+        Etcd::healthy(Etcd::spawn(dir, "http", client, peer, &[])).await
+    }
+
+    /// As [`Etcd::start`], with certificates on both sides: etcd's, and the authority of its clients.
+    pub async fn start_tls(dir: &Path, [cert, key, ca]: [&Path; 3]) -> Etcd {
+        let [client, peer] = free_ports().await;
+        let path = |p: &Path| p.display().to_string();
+        let (cert, key, ca) = (path(cert), path(key), path(ca));
+        let flags =
+            ["--cert-file", &cert, "--key-file", &key, "--trusted-ca-file", &ca, "--client-cert-auth"];
+        Etcd::spawn(dir, "https", client, peer, &flags)
+    }
+
+    /// Kills it, and starts it again on the same ports and folder. It may not answer yet.
+    pub async fn restart(mut self, dir: &Path) -> Etcd {
+        self.child.kill().await.expect("etcd is killed");
+        let port = |url: &str| url.rsplit(':').next().and_then(|p| p.parse().ok()).expect("a port");
+        Etcd::spawn(dir, "http", port(&self.url), port(&self.peer), &[])
+    }
+
+    fn spawn(dir: &Path, scheme: &str, client: u16, peer: u16, more: &[&str]) -> Etcd {
+        let (client, peer) = (format!("{scheme}://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
         let child = Command::new("etcd")
             .arg("--data-dir")
             .arg(dir)
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .kill_on_drop(true)
             .spawn()
             .unwrap_or_else(|e| panic!("etcd is missing: run ./dev setup ({e})"));
-        let mut etcd = Etcd { url: client, child };
+        Etcd { url: client, peer, child }
+    }
+
+    async fn healthy(mut etcd: Etcd) -> Etcd {
         for _ in 0..100 {
-            if etcdctl(
+            let asked = etcdctl(
                 &etcd.url,
                 &["endpoint", "health", "--dial-timeout=200ms", "--command-timeout=500ms"],
                 None,
-            )
-            .await
-            .is_ok()
-            {
+            );
+            if asked.await.is_ok() {
                 return etcd;
             }
             if let Ok(Some(status)) = etcd.child.try_wait() {

@@ -3,8 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "these tests start foreign programs and kill them")]
 
 mod auth;
+mod client;
 mod cluster;
-mod codegen;
 mod differential;
 mod etcdctl;
 mod gateway;
@@ -14,6 +14,7 @@ mod kill;
 mod kv;
 mod line;
 mod maintenance;
+mod proxy;
 mod stream;
 mod tenant;
 mod watch;
