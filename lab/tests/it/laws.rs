@@ -16,11 +16,8 @@ const KERNEL: [&str; 10] = [
     "photon-kv",
     "photon-raft",
     "photon-auth",
-<<<<<<< HEAD
     "photon-gossip",
-=======
     "photon-etcd",
->>>>>>> wt-c
     "photon-resource",
     "photon-reconcile",
     "photon-serve",
