@@ -8,6 +8,10 @@ pub enum Transport {
     Tls,
     /// Plain UDP and TCP: DNS only.
     Dns,
+    /// TLS over TCP with a certificate on both sides, for nodes among themselves.
+    Nodes,
+    /// Sealed UDP, for nodes among themselves.
+    Gossip,
 }
 
 /// One port.
@@ -43,7 +47,16 @@ pub const FRONT: Port = tls("api", 8443);
 
 /// In the order of start.
 pub static SERVICES: [Service; 5] = [
-    Service { name: "chainfire", about: "cluster store, an etcd v3", ports: &[tls("api", 2379)], needs: &[] },
+    Service {
+        name: "chainfire",
+        about: "cluster store, an etcd v3",
+        ports: &[
+            tls("api", 2379),
+            Port { role: "raft", number: 2380, transport: Transport::Nodes },
+            Port { role: "gossip", number: 2381, transport: Transport::Gossip },
+        ],
+        needs: &[],
+    },
     Service { name: "iam", about: "who may do what", ports: &[tls("api", 8080)], needs: &["chainfire"] },
     Service {
         name: "prismnet",

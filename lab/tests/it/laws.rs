@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Kernel crates in order: each may import only those before it.
-const KERNEL: [&str; 10] = [
+const KERNEL: [&str; 11] = [
     "photon-base",
     "photon-rt",
     "photon-kv",
@@ -23,7 +23,7 @@ const KERNEL: [&str; 10] = [
     "photon-serve",
     "photon-client",
 ];
-const SERVICES: [&str; 5] = ["chainfire", "iam", "prismnet", "flashdns", "plasmavmc"];
+const SERVICES: [&str; 6] = ["chainfire", "iam", "prismnet", "flashdns", "nodes", "plasmavmc"];
 
 fn metadata() -> Value {
     let out = Command::new("cargo")

@@ -102,7 +102,11 @@ pub async fn doctor(global: &Global) -> Result<()> {
     ));
     let running = crate::node::running_pid(&global.data_dir()).is_some();
     for p in SERVICES.iter().flat_map(|s| s.ports).chain([&crate::services::FRONT]) {
-        let free = photon_rt::net::listen(([127, 0, 0, 1], p.number).into()).await.is_ok();
+        let addr = ([127, 0, 0, 1], p.number).into();
+        let free = match p.transport {
+            Transport::Gossip => photon_rt::net::udp(addr).await.is_ok(),
+            _ => photon_rt::net::listen(addr).await.is_ok(),
+        };
         if !free && !running {
             all.push(check(
                 "port",

@@ -1,6 +1,7 @@
 //! Makes the incarnations of this host so.
 
 use super::{HostAgent, Images, disks};
+use crate::control::INCARNATION_FINALIZER;
 use crate::engine::{Accel, Boot, Cause, Disk, Format, Launch, Nic, NicBackend, Observed, Stop};
 use async_trait::async_trait;
 use photon_api::{
@@ -12,8 +13,6 @@ use photon_resource::{Key, Object};
 use photon_rt::time::Duration;
 use std::{net::Ipv4Addr, path::PathBuf};
 
-/// Keeps an incarnation until its process is gone.
-pub const FINALIZER: &str = "plasmavmc-agent";
 /// Time that a guest gets to shut down.
 const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(20);
 
@@ -51,9 +50,9 @@ impl Reconcile for Incarnations {
             hv.remove(i.meta.id).await?;
             self.agent.forget_mark(i.meta.id);
             self.agent.keys().remove(&i.meta.id);
-            if i.has_finalizer(FINALIZER) {
+            if i.has_finalizer(INCARNATION_FINALIZER) {
                 let mut tx = cx.begin();
-                tx.update(&i, |i| i.meta.finalizers.retain(|f| f != FINALIZER)).await?;
+                tx.update(&i, |i| i.meta.finalizers.retain(|f| f != INCARNATION_FINALIZER)).await?;
                 tx.commit().await?;
             }
             return Ok(Next::Done);

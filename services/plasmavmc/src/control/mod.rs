@@ -4,4 +4,4 @@ mod schedule;
 mod vm;
 
 pub use schedule::{Place, place};
-pub use vm::{DISK_FINALIZER, VM_FINALIZER, VmController, child_name};
+pub use vm::{DISK_FINALIZER, INCARNATION_FINALIZER, VM_FINALIZER, VmController, child_name};

@@ -17,6 +17,9 @@ pub const VM_FINALIZER: &str = "plasmavmc";
 /// Keeps a VM until its host has removed the disk.
 pub const DISK_FINALIZER: &str = "plasmavmc-disk";
 
+/// Keeps an incarnation until its host has ended it.
+pub const INCARNATION_FINALIZER: &str = "plasmavmc-agent";
+
 /// Pause before the `n`th restart in a row of a VM that keeps ending by itself.
 fn restart_pause(n: u64) -> Duration {
     Duration::from_secs((1u64 << n.min(6)) - 1).min(Duration::from_secs(60))
@@ -45,6 +48,8 @@ struct World<'a> {
     vm: Object<VmSpec>,
     incarnation: Option<Object<IncarnationSpec>>,
     ports: Vec<Option<Object<PortSpec>>>,
+    /// Its host was removed for good: nobody there will clean up, and its disk is lost.
+    host_gone: bool,
 }
 
 fn port_name(vm: &Name, index: usize) -> Result<Name> {
@@ -83,8 +88,17 @@ impl Reconcile for VmController {
             ports.push(found);
         }
         let incarnation = cx.get::<IncarnationSpec>(project, &key.name)?;
-        let w = World { cx, vm, incarnation, ports };
-        if w.vm.is_wanted() { w.ensure().await } else { w.remove().await }
+        let host = vm.status.host.as_ref().or(incarnation.as_ref().map(|i| &i.spec.host));
+        let host_gone = match host {
+            Some(h) => cx.get::<HostSpec>(None, h)?.is_none(),
+            None => false,
+        };
+        let w = World { cx, vm, incarnation, ports, host_gone };
+        match (w.vm.is_wanted(), w.host_gone) {
+            (true, false) => w.ensure().await,
+            (true, true) => w.bereave().await,
+            (false, _) => w.remove().await,
+        }
     }
 }
 
@@ -295,7 +309,51 @@ impl World<'_> {
     }
 
     async fn drop_incarnation(&self, tx: &mut Tx<'_>, i: &Object<IncarnationSpec>) -> Result<()> {
-        tx.update(i, |i| i.meta.deleting = Some(wall())).await
+        tx.update(i, |i| {
+            i.meta.deleting = Some(wall());
+            if self.host_gone {
+                i.meta.finalizers.retain(|f| f != INCARNATION_FINALIZER);
+            }
+        })
+        .await
+    }
+
+    /// Its host is gone for good. A VM that has nothing on a disk starts elsewhere; another one is lost.
+    async fn bereave(&self) -> Result<Next> {
+        let image = self.cx.get::<ImageSpec>(None, &self.vm.spec.image)?;
+        let diskless = self.vm.spec.disk.is_none()
+            && image.is_some_and(|i| i.spec.format == photon_api::ImageFormat::Kernel);
+        let mut s = self.vm.status.clone();
+        let host = s.host.as_ref().map_or("its host", Name::as_str).to_string();
+        let mut tx = self.cx.begin();
+        tx.because(&format!("{host} was removed"));
+        if let Some(i) = &self.incarnation {
+            s.epoch = s.epoch.max(i.spec.epoch);
+            self.drop_incarnation(&mut tx, i).await?;
+        }
+        s.observed_generation = self.vm.meta.generation;
+        if diskless {
+            (s.host, s.phase) = (None, Phase::Pending);
+            set_condition(
+                &mut s.conditions,
+                "Ready",
+                false,
+                "HostGone",
+                format!("{host} was removed"),
+                wall(),
+            );
+        } else {
+            s.phase = Phase::Failed;
+            let message = format!("{host} was removed, and its disk with it: photon vm delete");
+            set_condition(&mut s.conditions, "Ready", false, "HostGone", message, wall());
+        }
+        if s != self.vm.status {
+            tx.update(&self.vm, |v| v.status = s).await?;
+        }
+        if !tx.is_empty() {
+            tx.commit().await?;
+        }
+        Ok(Next::Done)
     }
 
     /// It ended by itself: start again, or accept that it is off.
@@ -360,7 +418,7 @@ impl World<'_> {
             .as_ref()
             .filter(|i| i.meta.owner.as_ref().is_some_and(|o| o.id == self.vm.meta.id))
         {
-            if !i.is_wanted() {
+            if !i.is_wanted() && !self.host_gone {
                 return Ok(Next::Done);
             }
             self.drop_incarnation(&mut tx, i).await?;
@@ -372,7 +430,8 @@ impl World<'_> {
                 return Ok(Next::Done);
             }
         } else {
-            tx.update(&self.vm, |v| v.meta.finalizers.retain(|f| f != VM_FINALIZER)).await?;
+            let lost = |f: &str| self.host_gone && f == DISK_FINALIZER;
+            tx.update(&self.vm, |v| v.meta.finalizers.retain(|f| f != VM_FINALIZER && !lost(f))).await?;
         }
         match tx.commit().await {
             Ok(_) => Ok(Next::Done),

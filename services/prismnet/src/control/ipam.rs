@@ -3,7 +3,7 @@
 //! none is lost, wherever a crash falls.
 
 use async_trait::async_trait;
-use photon_api::{Cidr, NetworkSpec, PortSpec, set_condition};
+use photon_api::{Cidr, HostSpec, NetworkSpec, PortSpec, set_condition};
 use photon_base::{Code, Error, Result, Uid};
 use photon_reconcile::{Context, Next, Reconcile};
 use photon_resource::{Key, Object};
@@ -120,14 +120,20 @@ async fn release(
     port: &Object<PortSpec>,
     network: Option<&Object<NetworkSpec>>,
 ) -> Result<Next> {
-    if port.has_finalizer(AGENT_FINALIZER) || !port.has_finalizer(IPAM_FINALIZER) {
+    // A host that was removed for good cleans nothing up any more.
+    let gone = match &port.spec.host {
+        Some(h) => cx.get::<HostSpec>(None, h)?.is_none(),
+        None => false,
+    };
+    if port.has_finalizer(AGENT_FINALIZER) && !gone || !port.has_finalizer(IPAM_FINALIZER) {
         return Ok(Next::Done);
     }
     let mut tx = cx.begin();
     if let (Some(address), Some(network)) = (port.status.address, network) {
         tx.release(&pool(network.meta.id), &address.to_string())?;
     }
-    tx.update(port, |p| p.meta.finalizers.retain(|f| f != IPAM_FINALIZER)).await?;
+    let ours = [IPAM_FINALIZER, AGENT_FINALIZER];
+    tx.update(port, |p| p.meta.finalizers.retain(|f| !ours.contains(&f.as_str()))).await?;
     tx.commit().await?;
     Ok(Next::Done)
 }

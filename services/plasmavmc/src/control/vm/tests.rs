@@ -358,3 +358,54 @@ fn child_names_fit_and_differ() {
     assert_ne!(a, b);
     assert_eq!(child_name(&name("a"), "nic0").expect("name").as_str(), "a-nic0");
 }
+
+/// A VM that ran on a host of which there is no record any more, and nobody who acts for it.
+async fn orphan(s: &Store, format: &str, deleting: bool) {
+    s.make("project", "p", &json!({})).await.expect("project");
+    s.make("network", "p/n", &json!({"cidr": "10.0.0.0/24"})).await.expect("network");
+    let draft = Draft::new(name("tiny"), &json!({ "format": format })).status(&json!({"phase": "ready"}));
+    s.create("image", draft).await.expect("image");
+    let status = json!({"phase": "running", "host": "h1", "epoch": 3});
+    let draft = Draft::new(name("a"), &spec()).project(Some(name("p"))).status(&status);
+    s.create("vm", draft).await.expect("vm");
+    let v = vm(s).await;
+    let mut tx = s.begin();
+    let port = PortSpec { network: name("n"), address: None, hostname: None, host: Some(name("h1")) };
+    tx.create_child(&v, port_name(&name("a"), 0).expect("name"), &port).await.expect("port");
+    tx.commit().await.expect("commit");
+    let ports = [port_name(&name("a"), 0).expect("name")];
+    let incarnation = json!({
+        "vm": v.meta.id, "host": "h1", "epoch": 3, "image": "tiny", "cpus": 1, "memory": "64MiB", "ports": ports
+    });
+    let incarnation: IncarnationSpec = serde_json::from_value(incarnation).expect("spec");
+    let mut tx = s.begin();
+    tx.create_child(&v, name("a"), &incarnation).await.expect("incarnation");
+    tx.commit().await.expect("commit");
+    if deleting {
+        change(s, |v| v.meta.deleting = Some(wall())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_vm_outlives_its_host_only_without_a_disk_and_can_be_deleted_always() {
+    let harness = || Harness::new(photon_api::registry()).with(|| VmController).with(|| Ports);
+    for format in ["kernel", "raw"] {
+        let left = harness().run(&move |s| Box::pin(async move { orphan(&s, format, false).await })).await;
+        let left = left.expect("settles");
+        let v = vm(&left).await;
+        assert!(
+            left.list_all::<IncarnationSpec>(None).await.expect("list").is_empty(),
+            "nobody would clean it up"
+        );
+        match format {
+            "kernel" => {
+                assert_eq!((v.status.phase, v.status.host, v.status.epoch), (Phase::Pending, None, 3))
+            }
+            _ => assert_eq!((v.status.phase, v.status.host), (Phase::Failed, Some(name("h1")))),
+        }
+        let end = harness().run(&move |s| Box::pin(async move { orphan(&s, format, true).await })).await;
+        let end = end.expect("settles");
+        assert!(end.list_all::<VmSpec>(None).await.expect("list").is_empty(), "{format}");
+        assert!(end.list_all::<PortSpec>(None).await.expect("list").is_empty(), "{format}");
+    }
+}
