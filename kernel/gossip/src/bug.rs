@@ -14,8 +14,10 @@ pub(crate) enum Bug {
     SuspicionNotRefuted,
     /// The seal does not depend on the cluster's key.
     ForeignAccepted,
-    /// A node that was held up judges by deadlines that it slept through.
-    StallJudges,
+    /// A node that hears nobody, or stood still, judges others like any other.
+    DeafJudges,
+    /// A node that comes back spreads what it made up while it was cut off.
+    StaleRumours,
     /// Nodes that are Down are never asked again.
     DownNotAsked,
     /// Nodes do not compare what they know: only rumours spread it.

@@ -35,7 +35,6 @@ counters! {
     replayed_total: "Packets dropped because they came before",
     refused_total: "Packets and news dropped because their node was forgotten, or there are too many nodes",
     unsent_total: "Packets that the system did not take",
-    stalls_total: "Times this process was held up and moved its deadlines",
     renewed_total: "Times this node began a new life because others held it for dead",
     rivals_total: "Times another node was heard that claims this node's name",
     superseded: "1 while a newer node has this node's name",

@@ -8,7 +8,7 @@
 //! swim    = kind(1) src:id incarnation(2) dst:id [probe(1)] [other:id], count(2) member*, (len(2) news)*
 //! news    = len(1) name, stamp(12), facts
 //! facts   = count(1) (len(1) key, len(1) value)*
-//! ask     = src:id incarnation(2) round(4) from(8) to(8) count(1) entry*, zeros up to ASK_MIN
+//! ask     = src:id incarnation(2) up(2) round(4) from(8) to(8) count(1) entry*, zeros up to ASK_MIN
 //! entry   = key(8) generation(8) incarnation(2) state(1) stamp(12)
 //! tell    = src:id incarnation(2) round(4) upto(8) count(1) (member stamp(12) facts)*
 //! ```
@@ -83,6 +83,8 @@ pub(crate) struct Swim {
 pub(crate) struct Ask {
     pub src: Id,
     pub incarnation: u16,
+    /// How many others the asker sees up.
+    pub up: u16,
     pub round: u32,
     pub from: u64,
     pub to: u64,
@@ -241,13 +243,13 @@ pub(crate) fn decode(plain: &[u8]) -> Result<Message> {
             Message::Swim(Swim { header, members, news })
         }
         ASK => {
-            let (src, incarnation) = (r.id()?, r.u16()?);
+            let (src, incarnation, up) = (r.id()?, r.u16()?, r.u16()?);
             let (round, from, to) = (r.u32()?, r.u64()?, r.u64()?);
             let entries = (0..r.u8()?).map(|_| r.entry()).collect::<Result<_>>()?;
             if plain.len() < ASK_MIN || r.0.iter().any(|b| *b != 0) {
                 return Err(Malformed);
             }
-            Message::Ask(Ask { src, incarnation, round, from, to, entries })
+            Message::Ask(Ask { src, incarnation, up, round, from, to, entries })
         }
         TELL => {
             let (src, incarnation) = (r.id()?, r.u16()?);
@@ -365,12 +367,13 @@ impl Ask {
     pub(crate) fn room(src: &Id) -> usize {
         let mut head = Vec::new();
         put_id(&mut head, src);
-        ((PLAIN_MAX - 1 - head.len() - 23) / 31).min(255)
+        ((PLAIN_MAX - 1 - head.len() - 25) / 31).min(255)
     }
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![ASK];
         put_id(&mut out, &self.src);
         out.put_u16(self.incarnation);
+        out.put_u16(self.up);
         out.put_u32(self.round);
         out.put_u64(self.from);
         out.put_u64(self.to);

@@ -1,7 +1,10 @@
 //! `photon doctor`: what this machine has, and the fix of what it lacks.
 
 use super::{Format, Global, output};
-use crate::{config, services::SERVICES};
+use crate::{
+    config,
+    services::{SERVICES, Transport},
+};
 use photon_base::{Code, Error, Result};
 use photon_rt::time::{Duration, now};
 use serde_json::{Value, json};

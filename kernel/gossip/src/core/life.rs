@@ -94,14 +94,29 @@ impl Core {
         self.renewed = now.mono;
         Counters::inc(&self.counters.renewed_total);
         tracing::info!(generation = self.me.generation, "others held this node for dead: a new life");
-        let done = self.foca.change_identity(self.me.clone(), &mut self.swim);
+        // Whoever was held for dead was cut off or stood still, and those that it holds for dead may well live:
+        // it asks the others again instead of spreading what it made up meanwhile. So foca starts anew, without
+        // rumours to tell.
+        if self.bugs.on(Bug::StaleRumours) {
+            let done = self.foca.change_identity(self.me.clone(), &mut self.swim);
+            self.log(done);
+        } else {
+            self.timers.retain(|_, d| !matches!(d, Due::Swim(_) | Due::Doubted(_)));
+            self.foca = super::swim(&self.me, &self.timings, self.rng.next_u64());
+            self.up = 0;
+        }
+        let doubt = |s| if s == Liveness::Down { Liveness::Alive } else { s };
+        let members: Vec<_> =
+            self.table.values().map(|k| to_member(k.id.clone(), k.incarnation, doubt(k.state))).collect();
+        let done = self.foca.apply_many(members.into_iter(), false, &mut self.swim);
         self.log(done);
-        // foca takes up its timers when it next hears of members; it need not wait for a packet.
-        let done = self.foca.apply_many(std::iter::empty(), false, &mut self.swim);
+        let done = self.foca.gossip(&mut self.swim);
         self.log(done);
+        self.follow(now, 10);
         self.tell_facts();
+        self.reconcile(now);
         if let Some(addr) = self.told_by.take() {
-            self.hello(now, addr);
+            self.hello(addr);
         }
     }
 }

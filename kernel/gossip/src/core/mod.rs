@@ -8,6 +8,8 @@
 mod life;
 mod swim;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 use crate::{
     bug::{Bug, Bugs},
@@ -164,7 +166,8 @@ pub(crate) struct Core {
     sync_from: u64,
     questions: VecDeque<Question>,
     verdicts: Allowance,
-    follow_ups: Allowance,
+    /// A question follows on an answer that brought news.
+    following: bool,
     rng: Rng,
     timings: Timings,
     bugs: Bugs,
@@ -179,10 +182,8 @@ impl Core {
         let wall = if start.bugs.on(Bug::GenerationKept) { Timestamp(1) } else { now.wall };
         let entropy = if start.bugs.on(Bug::GenerationKept) { 0 } else { rng.next_u64() };
         let me = Id::new(start.name, generation(wall, entropy), start.addr);
-        let config = swim_config(&start.timings, 0);
-        let draw = Draw(Rng::new(rng.next_u64()));
         let mut core = Core {
-            foca: Foca::with_custom_broadcast(me.clone(), config, draw, SwimCodec, Items),
+            foca: swim(&me, &start.timings, rng.next_u64()),
             swim: Out::default(),
             me,
             incarnation: 0,
@@ -205,7 +206,7 @@ impl Core {
             sync_from: 0,
             questions: VecDeque::new(),
             verdicts: Allowance::new(50),
-            follow_ups: Allowance::new(20),
+            following: false,
             rng,
             timings: start.timings,
             bugs: start.bugs,
@@ -268,16 +269,6 @@ impl Core {
 
     /// Handles the deadlines that have come. Call it again while [`Core::deadline`] is not later than now.
     pub(crate) fn tick(&mut self, now: Now) {
-        let late = now.mono.saturating_sub(self.deadline());
-        if late > self.timings.probe_wait && !self.bugs.on(Bug::StallJudges) {
-            // Held up (paused, swapped out, starved): answers wait in the socket, and must be heard before
-            // anybody is judged by deadlines that this process slept through.
-            Counters::inc(&self.counters.stalls_total);
-            let by = late + self.timings.probe_wait;
-            self.timers =
-                std::mem::take(&mut self.timers).into_iter().map(|((at, n), d)| ((at + by, n), d)).collect();
-            return;
-        }
         for _ in 0..DUE_MAX {
             let Some(first) = self.timers.first_entry().filter(|e| e.key().0 <= now.mono) else { break };
             let due = first.remove();
@@ -289,9 +280,11 @@ impl Core {
     fn due(&mut self, now: Now, due: Due) {
         match due {
             Due::Swim(t @ Timer::ChangeSuspectToDown { .. })
-                if now.mono.saturating_sub(self.last_heard) > 2 * self.timings.probe_every =>
+                if now.mono.saturating_sub(self.last_heard) > 2 * self.timings.probe_every
+                    && !self.bugs.on(Bug::DeafJudges) =>
             {
-                // Nobody is heard: more likely this node is deaf than all the others are dead.
+                // Nobody is heard. More likely this node is deaf than all the others are dead; or it stood still,
+                // and what the others have to say waits in its socket.
                 let wait = suspicion(&self.timings, self.up);
                 self.at(now.mono + wait, Due::Doubted(t));
             }
@@ -304,10 +297,14 @@ impl Core {
                 let jitter = self.rng.below(200);
                 self.at(now.mono + self.timings.sync_every * (900 + jitter as u32) / 1000, Due::Sync);
             }
-            Due::SyncNow => self.compare(now),
+            Due::SyncNow => {
+                self.following = false;
+                self.compare(now);
+            }
             Due::Reach => {
-                self.reach(now);
-                self.at(now.mono + self.timings.reach_every, Due::Reach);
+                self.reach();
+                let alone = if self.up == 0 { 3 } else { 1 };
+                self.at(now.mono + self.timings.reach_every / alone, Due::Reach);
             }
             Due::Renew => self.renew(now),
             Due::Sweep => {
@@ -437,12 +434,12 @@ impl Core {
 
     /// Mirrors foca's members.
     fn reconcile(&mut self, now: Now) {
-        let mut up = 0;
+        let (mut up, mut fresh) = (0, false);
         for m in self.foca.iter_membership_state() {
             let (id, (incarnation, state)) = (m.id(), from_member(m));
             up += usize::from(state.is_up());
             let known = self.table.entry(id.key).or_insert_with(|| {
-                self.changed = true;
+                (self.changed, fresh) = (true, true);
                 let peer = Peer { name: (*id.name).clone(), gossip: id.addr, facts: Facts::new() };
                 Known {
                     id: id.clone(),
@@ -457,6 +454,7 @@ impl Core {
             });
             known.incarnation = incarnation;
             if known.id != *id {
+                fresh = true;
                 if known.id.addr != id.addr {
                     tracing::info!(node = %id.name, from = %known.id.addr, to = %id.addr, "a node moved");
                 }
@@ -478,10 +476,10 @@ impl Core {
                 self.changed = true;
             }
         }
+        if fresh {
+            self.follow(now, 4);
+        }
         if up != self.up {
-            if self.up == 0 {
-                self.at(now.mono, Due::SyncNow);
-            }
             self.up = up;
             let done = self.foca.set_config(swim_config(&self.timings, up));
             self.log(done);
@@ -544,6 +542,10 @@ impl Known {
 /// a number of rounds that grows with the logarithm of the nodes (SWIM §4.2, Lifeguard §III).
 fn suspicion(t: &Timings, up: usize) -> Duration {
     t.suspect.mul_f64((up as f64 + 1.0).log10().max(1.0))
+}
+
+fn swim(me: &Id, t: &Timings, seed: u64) -> Foca<Id, SwimCodec, Draw, Items> {
+    Foca::with_custom_broadcast(me.clone(), swim_config(t, 0), Draw(Rng::new(seed)), SwimCodec, Items)
 }
 
 fn swim_config(t: &Timings, up: usize) -> foca::Config {

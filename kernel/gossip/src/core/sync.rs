@@ -8,9 +8,10 @@
 //!
 //! Two nodes that hold each other for dead would not listen to each other. What breaks that: an answer to
 //! one's own question proves that both ways work now, so what it says about oneself is believed whoever says
-//! it. A deaf node never gets there, and can't talk others into new lives.
+//! it. A deaf node never gets there, and can't talk others into new lives. Of the two the one who sees fewer
+//! others up is told so first: a node that was cut off begins a new life, those that it left behind do not.
 
-use super::{Core, Known, Now};
+use super::{Core, Due, Known, Now};
 use crate::{
     bug::Bug,
     counters::Counters,
@@ -27,7 +28,6 @@ const QUESTIONS_MAX: usize = 32;
 pub(super) struct Question {
     round: u32,
     to: u64,
-    whom: SocketAddr,
     hello: bool,
 }
 
@@ -45,22 +45,30 @@ impl Core {
     fn ask(&mut self, whom: SocketAddr, from: u64, to: u64, mut entries: Vec<Entry>, hello: bool) {
         let round = (self.rng.next_u64() >> 32) as u32 | 1;
         entries.push(self.entry_of_me());
-        let ask = Ask { src: self.me.clone(), incarnation: self.incarnation, round, from, to, entries };
+        let ask = Ask {
+            src: self.me.clone(),
+            incarnation: self.incarnation,
+            up: self.up as u16,
+            round,
+            from,
+            to,
+            entries,
+        };
         self.out.push((whom, ask.encode()));
         if self.questions.len() >= QUESTIONS_MAX {
             self.questions.pop_front();
         }
-        self.questions.push_back(Question { round, to, whom, hello });
+        self.questions.push_back(Question { round, to, hello });
     }
 
     /// Says to whoever is at `addr` that this node lives, and what it holds them for.
-    pub(super) fn hello(&mut self, _now: Now, addr: SocketAddr) {
+    pub(super) fn hello(&mut self, addr: SocketAddr) {
         let them = self.table.values().filter(|k| k.id.addr == addr).map(Known::entry).take(4).collect();
         self.ask(addr, 1, 0, them, true);
     }
 
     /// Asks one node that answers about the next range.
-    pub(super) fn compare(&mut self, _now: Now) {
+    pub(super) fn compare(&mut self, now: Now) {
         if self.bugs.on(Bug::NotCompared) {
             return;
         }
@@ -70,10 +78,6 @@ impl Core {
             return;
         }
         let whom = up[self.rng.below(up.len() as u64) as usize];
-        self.ask_range(whom);
-    }
-
-    fn ask_range(&mut self, whom: SocketAddr) {
         let from = self.sync_from;
         let room = Ask::room(&self.me) - 1;
         let mut entries: Vec<Entry> =
@@ -86,10 +90,22 @@ impl Core {
             false => u64::MAX,
         };
         self.ask(whom, from, to, entries, false);
+        let silent = |k: &Known| k.state.is_up() && k.stamp.generation < k.id.generation;
+        if self.table.values().any(silent) {
+            // Rumours brought a node and not its facts.
+            self.follow(now, 4);
+        }
+    }
+
+    /// Asks once more in this part of a period, unless that is already planned.
+    pub(super) fn follow(&mut self, now: Now, part: u32) {
+        if !std::mem::replace(&mut self.following, true) {
+            self.at(now.mono + self.timings.sync_every / part, Due::SyncNow);
+        }
     }
 
     /// Tries some nodes that are Down and some seeds; more of them when nobody answers.
-    pub(super) fn reach(&mut self, now: Now) {
+    pub(super) fn reach(&mut self) {
         let many = if self.up == 0 { 4 } else { 2 };
         let mut down: Vec<SocketAddr> = self
             .table
@@ -100,25 +116,34 @@ impl Core {
         for _ in 0..many.min(down.len()) {
             let i = self.rng.below(down.len() as u64) as usize;
             let addr = down.swap_remove(i);
-            self.hello(now, addr);
+            self.hello(addr);
         }
         let up = |a: &SocketAddr| self.table.values().any(|k| k.id.addr == *a && k.state.is_up());
         let lost: Vec<SocketAddr> = self.seeds.iter().copied().filter(|a| !up(a)).collect();
         let lost = if self.bugs.on(Bug::DownNotAsked) && !self.table.is_empty() { Vec::new() } else { lost };
         for _ in 0..(many / 2).min(lost.len()) {
             self.next_seed = (self.next_seed + 1) % lost.len();
-            self.hello(now, lost[self.next_seed]);
+            self.hello(lost[self.next_seed]);
         }
     }
 
     pub(super) fn on_ask(&mut self, now: Now, src: &Id, incarnation: u16, ask: Ask, asked: usize) {
         self.heard(now, src, incarnation);
-        if !self.believes(src) {
-            return self.verdict(now, src, ask.round);
-        }
         let me = self.me.clone();
-        let of_me = |e: &&Entry| e.key == me.key && e.generation == me.generation;
-        if let Some(e) = ask.entries.iter().find(of_me) {
+        let of_me = ask.entries.iter().find(|e| e.key == me.key && e.generation == me.generation);
+        if !self.believes(src) {
+            // Each holds the other for dead: the one who sees fewer was cut off, and gives in.
+            let mutual = of_me.is_some_and(|e| !e.state.is_up());
+            if mutual && (usize::from(ask.up), src.key) > (self.up, me.key) {
+                if self.verdicts.take(now) {
+                    self.hello(src.addr);
+                }
+            } else {
+                self.verdict(now, src, ask.round);
+            }
+            return;
+        }
+        if let Some(e) = of_me {
             self.about_me(&me, e.incarnation, e.state, src);
         }
         if self.swim_died() || self.rival.is_some() {
@@ -173,14 +198,16 @@ impl Core {
             self.log(done);
         }
         self.settle(now);
+        let mut more = false;
         for (key, stamp, facts) in facts {
-            self.learn(key, stamp, &facts);
+            more |= self.learn(key, stamp, &facts);
         }
         let Some(q) = question.filter(|q| believed && !q.hello) else { return };
-        let whole = tell.upto >= q.to;
+        more |= tell.upto < q.to;
         self.sync_from = tell.upto.min(q.to).checked_add(1).unwrap_or(0);
-        if !whole && self.follow_ups.take(now) {
-            self.ask_range(q.whom);
+        if more {
+            // Where there was news there is more. In calm there is none.
+            self.follow(now, 10);
         }
     }
 
