@@ -22,7 +22,10 @@ struct Args {
     /// Folder of the tiny guest image.
     #[arg(long)]
     guest: PathBuf,
-    /// What to measure: chainfire, up, vm; or report, to write the page from the data there is.
+    /// Only this case (`put/64`, `keys`, …); nothing is recorded then.
+    #[arg(long)]
+    only: Option<String>,
+    /// What to measure: chainfire, chainfire-scale, up, vm; or report, to write the page from the data there is.
     name: String,
 }
 
@@ -34,15 +37,18 @@ fn main() -> Result<()> {
         .map_err(|e| Error::internal("cannot start").why(e))?;
     let result = runtime.block_on(async {
         match args.name.as_str() {
-            "chainfire" => Ok(Some(chainfire::run(&args.photon).await?)),
+            "chainfire" => Ok(Some(chainfire::run(&args.photon, args.only.as_deref()).await?)),
+            "chainfire-scale" => Ok(Some(chainfire::scale::run(&args.photon, args.only.as_deref()).await?)),
             "up" => Ok(Some(up::run(&args.photon, &args.guest).await?)),
             "vm" => Ok(Some(vm::run(&args.photon, &args.guest).await?)),
             "report" => Ok(None),
-            n => {
-                Err(Error::invalid("name", format!("there is no benchmark {n:?}")).hint("chainfire, up, vm"))
-            }
+            n => Err(Error::invalid("name", format!("there is no benchmark {n:?}"))
+                .hint("chainfire, chainfire-scale, up, vm")),
         }
     })?;
+    if args.only.is_some() {
+        return Ok(());
+    }
     if let Some(r) = result {
         report::save(&args.name, &r)?;
     }

@@ -32,12 +32,16 @@ impl Server {
 
     /// CPU time used so far, in seconds (clock ticks of 10 ms).
     pub fn cpu(&self) -> f64 {
-        cpu_of(self.child.id().unwrap_or(0))
+        cpu_of(self.pid())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id().unwrap_or(0)
     }
 
     /// Resident memory in MiB.
     pub fn resident_mib(&self) -> f64 {
-        resident_mib(self.child.id().unwrap_or(0))
+        resident_mib(self.pid())
     }
 }
 
@@ -54,6 +58,14 @@ pub fn cpu_of(pid: u32) -> f64 {
 pub fn resident_mib(pid: u32) -> f64 {
     let statm = photon_rt::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     statm.split_whitespace().nth(1).and_then(|p| p.parse::<f64>().ok()).unwrap_or(0.0) * 4096.0 / 1048576.0
+}
+
+/// Most memory that a process has had so far, in MiB.
+pub fn peak_mib(pid: u32) -> f64 {
+    let status = photon_rt::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse::<f64>().ok());
+    kib.unwrap_or(f64::NAN) / 1024.0
 }
 
 /// Median time of writing and syncing 4 KiB in `dir`, in milliseconds: the disk's own share.

@@ -34,6 +34,9 @@ pub fn page() -> Result<()> {
     if let Some(c) = load("chainfire") {
         chainfire(&mut out, &c);
     }
+    if let Some(c) = load("chainfire-scale") {
+        scale(&mut out, &c);
+    }
     if let Some(u) = load("up") {
         up(&mut out, &u);
     }
@@ -87,6 +90,43 @@ fn chainfire(out: &mut String, c: &Value) {
             );
         }
     }
+}
+
+fn scale(out: &mut String, c: &Value) {
+    let _ = write!(
+        out,
+        "\n### What grows\n\nOne process each, in turns; {}. {} keys with values of {} bytes, put by transactions of 128; {} watchers of a key \
+         each on 100 connections while {} keys change every second; {} leases on 50 connections, each kept alive three times in its 60 s.\n\n\
+         | figure | ours | etcd | ratio ours / etcd | aim |\n|---|---|---|---|---|\n",
+        c["peer"].as_str().unwrap_or_default(),
+        c["keys"],
+        c["value_bytes"],
+        c["watchers"],
+        c["events"],
+        c["leases"],
+    );
+    let mut row = |what: &str, ours: &str, etcd: &str, digits: usize, aim: &str| {
+        let at = |side: &str, p: &str| {
+            let (case, field) = p.split_once('/').unwrap_or((p, ""));
+            number(c.pointer(&format!("/{case}/{side}/{field}")).unwrap_or(&Value::Null))
+        };
+        let (o, e) = (at("ours", ours), at("etcd", etcd));
+        let _ = writeln!(out, "| {what} | {o:.digits$} | {e:.digits$} | {:.2} | {aim} |", o / e);
+    };
+    row("put all keys, s", "keys/load_s", "keys/load_s", 1, "");
+    row("list all keys in one answer, s", "keys/list_s", "keys/list_s", 2, "≤ 0.5");
+    row("… as a stream (etcd: in one answer), s", "keys/stream_s", "keys/list_s", 2, "≤ 0.5");
+    row("… most memory of the server, one answer, MiB", "keys/list_peak_mib", "keys/list_peak_mib", 0, "");
+    row("… most memory, as a stream, MiB", "keys/stream_peak_mib", "keys/list_peak_mib", 0, "≤ 0.25");
+    row("count all keys, s", "keys/count_s", "keys/count_s", 2, "");
+    row("start after a crash to first answer, s", "keys/restart_s", "keys/restart_s", 2, "≤ 0.5");
+    row("watchers: put to event, p99, µs", "watchers/latency/p99_us", "watchers/latency/p99_us", 0, "≤ 0.5");
+    row("watchers: CPU, % of a core", "watchers/cpu_percent", "watchers/cpu_percent", 1, "≤ 0.5");
+    row("watchers: memory, MiB", "watchers/resident_mib", "watchers/resident_mib", 0, "");
+    row("leases: grant all, s", "leases/grant_s", "leases/grant_s", 1, "");
+    row("leases: CPU of keep-alives, % of a core", "leases/cpu_percent", "leases/cpu_percent", 1, "≤ 0.5");
+    row("leases: keep-alive, p99, µs", "leases/latency/p99_us", "leases/latency/p99_us", 0, "");
+    row("leases: memory, MiB", "leases/resident_mib", "leases/resident_mib", 0, "");
 }
 
 fn up(out: &mut String, u: &Value) {
