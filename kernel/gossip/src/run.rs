@@ -186,7 +186,7 @@ impl Edge {
         let mut buffer = vec![0; PACKET_MAX + 1];
         loop {
             self.flush();
-            let deadline = self.clock.0 + self.core.deadline().min(Duration::from_secs(3600));
+            let deadline = self.wake();
             tokio::select! {
                 // Packets before deadlines: whoever was held up hears the answers before he judges.
                 biased;
@@ -208,6 +208,12 @@ impl Edge {
                 self.core.tick(now);
             }
         }
+    }
+
+    /// When to look again if nothing comes: at the next deadline, or in an hour.
+    fn wake(&self) -> Instant {
+        let latest = self.clock.now().mono + Duration::from_secs(3600);
+        self.clock.0 + self.core.deadline().min(latest)
     }
 
     /// Reads what is there, at most a batch. False after an error.
@@ -268,5 +274,31 @@ impl Edge {
             let _ = done.send(());
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::Ordering;
+
+    /// For two virtual hours the task wakes at its deadlines and no more often: a loop that did not sleep would
+    /// not let the paused clock go on.
+    #[tokio::test(start_paused = true)]
+    async fn it_sleeps_between_deadlines_for_hours() {
+        let socket = photon_rt::net::udp(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let nobody = photon_rt::net::udp(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let me =
+            Peer { name: "a".parse().unwrap(), gossip: socket.local_addr().unwrap(), facts: Facts::new() };
+        let seeds = vec![nobody.local_addr().unwrap()];
+        let config = GossipConfig { me, key: GossipKey::new([1; 32]), seeds, timings: Timings::default() };
+        let tasks = Tasks::new();
+        let gossip = Gossip::start(config, socket, &tasks).unwrap();
+        time::sleep(Duration::from_secs(7_200)).await;
+        // One hello a second, while nobody is there.
+        let sent = gossip.counters.packets_sent_total.load(Ordering::Relaxed);
+        assert!((7_000..7_400).contains(&sent), "{sent}");
+        gossip.leave().await;
+        tasks.shutdown().await;
     }
 }

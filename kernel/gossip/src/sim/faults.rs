@@ -99,24 +99,25 @@ impl World {
             let ms = 5_000 + self.rng.below(10_000);
             return self.pause(who, ms);
         }
+        // The seeds are never away for long: who has lost everybody has nowhere else to go.
+        let longest = if i == 0 || i == self.config.nodes - 1 { 3_000 } else { u64::MAX };
         match self.rng.below(12) {
             0 | 1 => {
                 let ms = 100 + self.rng.below(40_000);
-                self.restart(i, ms);
+                self.restart(i, ms.min(longest));
             }
             2 => {
-                // Gone for good, or until the next start of the run's other half.
                 let now = self.clock(i);
                 if let Some(p) = &mut self.hosts[i].process {
                     p.core.leave(now);
                 }
                 self.flush(i);
                 let ms = 20_000 + self.rng.below(40_000);
-                self.restart(i, ms);
+                self.restart(i, ms.min(longest));
             }
             3 | 4 => {
                 let ms = 500 + self.rng.below(25_000);
-                self.pause(i, ms);
+                self.pause(i, ms.min(longest));
             }
             5 | 6 => {
                 let until = self.now + 5_000 + self.rng.below(20_000);
@@ -124,7 +125,7 @@ impl World {
                 self.cuts.insert((i, j), until);
             }
             7 => {
-                let until = self.now + 2_000 + self.rng.below(20_000);
+                let until = self.now + (2_000 + self.rng.below(20_000)).min(longest);
                 let deaf = self.rng.percent(50);
                 let h = &mut self.hosts[i];
                 if deaf {

@@ -42,6 +42,8 @@ struct SimConfig {
     /// Only pauses as faults.
     only_pauses: bool,
     foreign: usize,
+    /// Packets come back much later, at any node.
+    replays: bool,
     bugs: Bugs,
 }
 
@@ -220,7 +222,7 @@ impl World {
             if self.rng.percent(1) && self.captured.len() < 400 {
                 self.captured.push(packet.clone());
             }
-            if self.rng.percent(1) && !self.captured.is_empty() {
+            if self.config.replays && self.rng.percent(1) && !self.captured.is_empty() {
                 let n = self.rng.below(self.captured.len() as u64) as usize;
                 let old = self.captured[n].clone();
                 let target = self.hosts[self.rng.below(self.hosts.len() as u64) as usize].addr;
