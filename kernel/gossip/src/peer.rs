@@ -52,6 +52,8 @@ impl Liveness {
 pub struct Seen {
     /// Who it is, and where.
     pub peer: Arc<Peer>,
+    /// Its facts are of the life that it lives now; else they are what it said before it began anew.
+    pub current: bool,
     /// Whether it answers.
     pub state: Liveness,
     /// Since when, by this node's wall clock.

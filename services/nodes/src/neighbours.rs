@@ -24,7 +24,7 @@ pub fn look(gossip: &Gossip, me: Name) -> Look {
     Arc::new(move |name| {
         let peers = peers.borrow();
         let seen = peers.get(name);
-        let serves = seen.is_some_and(|s| s.peer.facts.contains_key(SERVES_FACT));
+        let serves = seen.is_some_and(|s| s.current && s.peer.facts.contains_key(SERVES_FACT));
         match seen.map(|s| s.state) {
             _ if *name == me => Sight::Alive,
             Some(Liveness::Alive) if serves => Sight::Alive,

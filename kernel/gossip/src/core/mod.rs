@@ -387,7 +387,12 @@ impl Core {
         Counters::set(&self.counters.peers_alive, alive);
         Counters::set(&self.counters.peers_suspect, suspect);
         Counters::set(&self.counters.peers_down, down);
-        let seen = |k: &Known| Seen { peer: k.peer.clone(), state: k.state, since: k.since };
+        let seen = |k: &Known| Seen {
+            peer: k.peer.clone(),
+            current: k.stamp.generation == k.id.generation,
+            state: k.state,
+            since: k.since,
+        };
         Some(self.table.values().map(|k| (k.peer.name.clone(), seen(k))).collect())
     }
 
