@@ -20,7 +20,7 @@ impl World {
         }
     }
 
-    /// No more faults; those that go on end now, and the dead stay dead.
+    /// No more faults; those that go on end now, and whoever would have started again does so soon.
     pub(super) fn calm(&mut self) {
         self.next_fault = u64::MAX;
         self.config.fault_every = 0;
@@ -33,6 +33,9 @@ impl World {
             h.deaf_until = h.deaf_until.min(self.now);
             h.mute_until = h.mute_until.min(self.now);
             h.well_since = self.now;
+            if h.restart_at != u64::MAX {
+                h.restart_at = h.restart_at.min(self.now + 1_000);
+            }
         }
     }
 
