@@ -3,7 +3,7 @@
 
 use crate::{
     config::{Config, Login, Target},
-    fault::{Fault, Outcome},
+    fault::{Fault, Outcome, too_large},
     link::{self, Stamp, Wire},
     proto::etcdserverpb::{self as pb, auth_client::AuthClient, kv_client::KvClient},
 };
@@ -298,7 +298,7 @@ impl Etcd {
         }
     }
 
-    /// Reads a range; `linearizable` or what one member has.
+    /// Reads a range; `linearizable` or what one member has. With a limit, fewer keys than that may come.
     pub async fn range(&self, q: RangeQuery, linearizable: bool) -> Result<pb::RangeResponse, Fault> {
         let (key, range_end) = key_range(&q.start, &q.end).unwrap_or_else(nowhere);
         self.raw_range(pb::RangeRequest {
@@ -313,17 +313,25 @@ impl Etcd {
         .await
     }
 
-    pub(crate) async fn raw_range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Fault> {
-        self.call(true, |wire| {
-            let request = request.clone();
-            async move { KvClient::new(wire).max_decoding_message_size(MESSAGE_MAX).range(request).await }
-        })
-        .await
+    /// What is too large to be read at once is read in part; then the answer says that there is more.
+    pub(crate) async fn raw_range(&self, mut request: pb::RangeRequest) -> Result<pb::RangeResponse, Fault> {
+        loop {
+            let asked = self.call(true, |wire| {
+                let request = request.clone();
+                async move { KvClient::new(wire).max_decoding_message_size(MESSAGE_MAX).range(request).await }
+            });
+            match asked.await {
+                Err(Fault::Refused(s)) if too_large(&s) && request.limit > 1 => {
+                    request.limit = (request.limit / 8).max(1);
+                }
+                other => return other,
+            }
+        }
     }
 
-    /// A transaction. It is sent again only if it surely was not done.
-    pub async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Fault> {
-        self.call(false, |wire| {
+    /// A transaction. It is sent again if it surely was not done; in other cases only if that is `harmless`.
+    pub async fn txn(&self, request: pb::TxnRequest, harmless: bool) -> Result<pb::TxnResponse, Fault> {
+        self.call(harmless, |wire| {
             let request = request.clone();
             async move { KvClient::new(wire).max_decoding_message_size(MESSAGE_MAX).txn(request).await }
         })

@@ -4,7 +4,7 @@
 
 use crate::{
     client::{Etcd, key_range, nowhere},
-    fault::{Fault, compacted, future, too_large},
+    fault::{Fault, compacted, future},
     proto::{
         etcdserverpb::{
             RangeRequest, RangeResponse,
@@ -88,23 +88,17 @@ fn at(request: &mut RangeRequest, at: ReadAt) {
 }
 
 impl Etcd {
-    /// What is too large to be read at once is asked for in smaller pieces.
-    async fn read(&self, mut request: RangeRequest, at: ReadAt) -> KvResult<(RangeResponse, Revision)> {
-        loop {
-            match self.raw_range(request.clone()).await {
-                Ok(r) => {
-                    let now = r.header.as_ref().map_or(0, |h| h.revision as u64);
-                    return Ok((r, if let ReadAt::Revision(r) = at { r } else { now }));
-                }
-                Err(Fault::Refused(s)) if too_large(&s) && request.limit > 1 => {
-                    request.limit = (request.limit / 8).max(1);
-                }
-                Err(Fault::Refused(s)) if compacted(&s) => return Err(self.history_begins(at).await),
-                Err(Fault::Refused(s)) if future(&s) => {
-                    return Err(self.now().await.map_or_else(refused, |r| KvError::Future(r as u64)));
-                }
-                Err(f) => return Err(refused(f)),
+    async fn read(&self, request: RangeRequest, at: ReadAt) -> KvResult<(RangeResponse, Revision)> {
+        match self.raw_range(request).await {
+            Ok(r) => {
+                let now = r.header.as_ref().map_or(0, |h| h.revision as u64);
+                Ok((r, if let ReadAt::Revision(r) = at { r } else { now }))
             }
+            Err(Fault::Refused(s)) if compacted(&s) => Err(self.history_begins(at).await),
+            Err(Fault::Refused(s)) if future(&s) => {
+                Err(self.now().await.map_or_else(refused, |r| KvError::Future(r as u64)))
+            }
+            Err(f) => Err(refused(f)),
         }
     }
 
@@ -162,7 +156,7 @@ impl Kv for Etcd {
         let mut sent = 0;
         loop {
             sent += 1;
-            match self.txn(plan.request.clone()).await {
+            match self.txn(plan.request.clone(), false).await {
                 Ok(r) if r.succeeded => {
                     let revision = r.header.map_or(0, |h| h.revision as u64);
                     return match wrong {

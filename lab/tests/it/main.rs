@@ -4,6 +4,7 @@
 mod chainfire;
 mod coordinator;
 mod images;
+mod import;
 mod input;
 mod laws;
 mod lifecycle;

@@ -10,6 +10,7 @@ mod etcdctl;
 mod gateway;
 mod harness;
 mod hostile;
+mod import;
 mod kill;
 mod kv;
 mod line;
