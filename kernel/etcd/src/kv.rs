@@ -3,7 +3,7 @@
 //! Pages may be shorter than asked for where values are large. A backward scan makes etcd read the whole range.
 
 use crate::{
-    client::{Etcd, key_range, nowhere},
+    client::{Etcd, key_range},
     fault::{Fault, compacted, future},
     proto::{
         etcdserverpb::{
@@ -105,7 +105,7 @@ impl Etcd {
     /// Where history begins, which etcd says to watchers only.
     async fn history_begins(&self, at: ReadAt) -> KvError {
         let ReadAt::Revision(r) = at else { return KvError::Unavailable("history moved on".into()) };
-        let mut watch = self.follow(nowhere(), (r as i64).max(1));
+        let mut watch = self.follow(self.nowhere(), (r as i64).max(1));
         match watch.next().await {
             Some(Err(e)) => e.into(),
             _ => KvError::Compacted(r + 1),
@@ -118,7 +118,8 @@ impl Kv for Etcd {
     async fn get(&self, key: &[u8], when: ReadAt) -> KvResult<Option<Versioned>> {
         let key = Bytes::copy_from_slice(key);
         let empty = key.is_empty();
-        let mut request = RangeRequest { key: if empty { nowhere().0 } else { key }, ..Default::default() };
+        let mut request =
+            RangeRequest { key: if empty { self.nowhere().0 } else { key }, ..Default::default() };
         at(&mut request, when);
         let (mut r, _) = self.read(request, when).await?;
         Ok(if empty { None } else { r.kvs.pop().map(versioned) })
@@ -127,7 +128,7 @@ impl Kv for Etcd {
     async fn scan(&self, range: Range, when: ReadAt, limit: u32, direction: Direction) -> KvResult<Page> {
         let place = key_range(&range.start, &range.end);
         let empty = place.is_none();
-        let (key, range_end) = place.unwrap_or_else(nowhere);
+        let (key, range_end) = place.unwrap_or_else(|| self.nowhere());
         let mut request = RangeRequest {
             key,
             range_end,
@@ -150,8 +151,8 @@ impl Kv for Etcd {
 
     async fn commit(&self, checks: Vec<Check>, writes: Vec<Write>) -> KvResult<Committed> {
         let wrong = wrong(&writes);
-        let plan =
-            Plan::new(checks, if wrong.is_some() { Vec::new() } else { writes }).map_err(KvError::Invalid)?;
+        let plan = Plan::new(checks, if wrong.is_some() { Vec::new() } else { writes }, &self.nowhere().0)
+            .map_err(KvError::Invalid)?;
         let before = self.seen();
         let mut sent = 0;
         loop {

@@ -74,8 +74,10 @@ pub async fn run(global: &Global, args: ImportArgs) -> Result<()> {
         key: args.from_key.as_deref(),
         login: args.from_login.as_deref(),
     };
-    let from = Etcd::open(Config::with_files(&args.from, &from)?).await?;
-    let to = Etcd::open(target(global, &args)?).await?;
+    // Ordinary callers see no cloud's own records, nor may they ask for them.
+    let home = if args.prefix.is_empty() { "\0".to_string() } else { args.prefix.clone() };
+    let from = Etcd::open(Config::with_files(&args.from, &from)?.with_home(home.clone())).await?;
+    let to = Etcd::open(target(global, &args)?.with_home(home)).await?;
     let import_ = Import { prefix: args.prefix.clone().into(), merge: args.merge };
     let mut teller = Teller { format: global.output, told: now(), following: false };
     let tell = |p: &Progress| teller.tell(p);
