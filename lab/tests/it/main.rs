@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "the lab drives programs from outside, as a user does")]
 
 mod chainfire;
+mod client;
 mod coordinator;
 mod images;
 mod import;

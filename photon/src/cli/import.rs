@@ -137,7 +137,7 @@ fn target(global: &Global, args: &ImportArgs) -> Result<Config> {
 /// The ChainFire port beside the front door.
 pub fn own_store(profile: &Profile) -> Result<String> {
     let front: http::Uri =
-        profile.endpoint.parse().map_err(|e| Error::invalid("endpoint", "is not a URL").why(e))?;
+        profile.door().parse().map_err(|e| Error::invalid("endpoint", "is not a URL").why(e))?;
     let (host, port) = (front.host().unwrap_or("127.0.0.1"), front.port_u16().unwrap_or(8443));
     Ok(format!("https://{host}:{}", port - crate::services::FRONT.number + 2379))
 }

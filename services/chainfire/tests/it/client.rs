@@ -1,15 +1,13 @@
 //! `photon_etcd`, the kernel's client of any etcd, against a real etcd and against ChainFire over the network, with
 //! connections that break in the middle of what is said.
 
-use crate::{
-    harness::{Etcd as RealEtcd, Server, ok},
-    proxy::Proxy,
-};
+use crate::harness::{Etcd as RealEtcd, Server, ok};
 use bytes::Bytes;
 use futures::StreamExt;
 use photon_base::Code;
 use photon_etcd::{Config, Etcd, Login, RangeQuery};
 use photon_kv::{Change, Check, Direction, Events, Kv, KvError, MemKv, Range, ReadAt, Write, conformance};
+use photon_lab::proxy::Proxy;
 use photon_rt::{
     entropy::Rng,
     task::Tasks,

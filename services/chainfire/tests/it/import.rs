@@ -1,9 +1,6 @@
 //! A running etcd is copied: 10,000 keys, leases, and writes that go on meanwhile.
 
-use crate::{
-    harness::{Etcd as RealEtcd, Server},
-    proxy::Proxy,
-};
+use crate::harness::{Etcd as RealEtcd, Server};
 use chainfire::import::{Import, Progress, import};
 use photon_base::Code;
 use photon_etcd::{
@@ -13,6 +10,7 @@ use photon_etcd::{
         mvccpb::KeyValue,
     },
 };
+use photon_lab::proxy::Proxy;
 use photon_rt::{
     entropy::Rng,
     task::Tasks,

@@ -15,7 +15,6 @@ mod kill;
 mod kv;
 mod line;
 mod maintenance;
-mod proxy;
 mod stream;
 mod tenant;
 mod watch;
