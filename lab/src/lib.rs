@@ -11,3 +11,4 @@ pub mod cloud;
 pub mod history;
 pub mod host;
 pub mod hosts;
+pub mod proxy;

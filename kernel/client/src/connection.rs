@@ -1,4 +1,4 @@
-//! Requests over one HTTP/2 connection, made again when it breaks.
+//! Requests over one HTTP/2 connection, made again when it breaks: to the same front door, or to the next that answers.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, header};
@@ -14,6 +14,7 @@ use photon_rt::{
 };
 use rustls_pki_types::ServerName;
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::sync::Mutex;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -42,28 +43,61 @@ pub type WebSocket = tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>;
 
 /// Time to connect, and to an answer's head.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
+const NEXT_TIME_MAX: Duration = Duration::from_secs(3);
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(60);
 /// Time to an upload's answer: it comes when all was sent and checked.
 const UPLOAD_TIME_MAX: Duration = Duration::from_secs(6 * 3600);
 /// A server that answers no ping for this long is gone, and its connection with it.
-const PING_EVERY: Duration = Duration::from_secs(15);
-const PING_TIME_MAX: Duration = Duration::from_secs(15);
+const PING_MAX: Duration = Duration::from_secs(15);
 /// Largest answer read whole.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Tries of a request that is safe to repeat, and how long after its beginning the last may begin.
 const TRIES: u32 = 5;
 const TRYING_MAX: Duration = Duration::from_secs(5);
 
-/// A client of one cloud. Shared freely; requests run side by side.
-pub struct Client {
-    endpoint: String,
+/// A connection, and the door it goes to.
+#[derive(Clone)]
+struct Link {
+    at: usize,
+    sender: http2::SendRequest<Body>,
+}
+
+/// Most front doors of a cloud.
+const DOORS_MAX: usize = 32;
+
+/// One front door.
+struct Door {
+    url: String,
     host: String,
     port: u16,
+}
+
+impl Door {
+    fn parse(url: &str) -> Result<Door> {
+        let uri: http::Uri = url
+            .parse()
+            .map_err(|e| Error::invalid("endpoint", "is not a URL").why(e).hint("https://HOST:8443"))?;
+        if uri.scheme_str() != Some("https") {
+            return Err(Error::invalid("endpoint", "does not start with https://"));
+        }
+        Ok(Door {
+            url: url.trim_end_matches('/').to_string(),
+            host: uri.host().unwrap_or_default().trim_matches(['[', ']']).to_string(),
+            port: uri.port_u16().unwrap_or(8443),
+        })
+    }
+}
+
+/// A client of one cloud. Shared freely; requests run side by side.
+pub struct Client {
+    doors: Vec<Door>,
+    /// The door in use, counted without end.
+    current: AtomicUsize,
     ca: String,
     certificate: Option<CertPair>,
     login: Option<(String, String)>,
     token: Mutex<Option<String>>,
-    link: Mutex<Option<http2::SendRequest<Body>>>,
+    link: Mutex<Option<Link>>,
     tasks: Tasks,
 }
 
@@ -72,15 +106,14 @@ fn full(body: impl Into<Bytes>) -> Body {
 }
 
 impl Client {
-    /// A client of the cloud at `endpoint` (`https://HOST:PORT`), whose authority is `ca` (PEM).
+    /// A client of the cloud at `endpoint` (`https://HOST:PORT`, or several with commas between: the first that
+    /// answers is used until it does not), whose authority is `ca` (PEM).
     pub fn new(endpoint: &str, ca: &str, credentials: Credentials) -> Result<Client> {
-        let uri: http::Uri = endpoint
-            .parse()
-            .map_err(|e| Error::invalid("endpoint", "is not a URL").why(e).hint("https://HOST:8443"))?;
-        if uri.scheme_str() != Some("https") {
-            return Err(Error::invalid("endpoint", "does not start with https://"));
+        let urls = endpoint.split(',').map(str::trim).filter(|u| !u.is_empty()).take(DOORS_MAX);
+        let doors: Vec<Door> = urls.map(Door::parse).collect::<Result<_>>()?;
+        if doors.is_empty() {
+            return Err(Error::invalid("endpoint", "is empty").hint("https://HOST:8443"));
         }
-        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_string();
         let (mut login, mut token, mut certificate) = (None, None, None);
         match credentials {
             Credentials::Password { user, password } => login = Some((user, password)),
@@ -89,9 +122,8 @@ impl Client {
             Credentials::Anonymous => {}
         }
         Ok(Client {
-            endpoint: endpoint.trim_end_matches('/').to_string(),
-            host,
-            port: uri.port_u16().unwrap_or(8443),
+            doors,
+            current: AtomicUsize::new(0),
             ca: ca.to_string(),
             certificate,
             login,
@@ -101,9 +133,32 @@ impl Client {
         })
     }
 
+    fn door(&self, at: usize) -> &Door {
+        &self.doors[at % self.doors.len()]
+    }
+
     /// The front door that requests go to.
     pub fn endpoint(&self) -> &str {
-        &self.endpoint
+        &self.door(self.current.load(Relaxed)).url
+    }
+
+    /// Goes on to the next door, unless somebody has gone on from `at` already.
+    pub(crate) fn leave(&self, at: usize) {
+        if self.doors.len() > 1 {
+            let _ = self.current.compare_exchange(at, at.wrapping_add(1), Relaxed, Relaxed); // see above
+        }
+    }
+
+    /// Goes on after an error that another door may not give. A lost race is no reason.
+    pub(crate) fn leave_for(&self, at: usize, e: &Error) {
+        if matches!(e.code, Code::Unavailable | Code::Timeout) {
+            self.leave(at);
+        }
+    }
+
+    /// The door in use, to be left if it fails.
+    pub(crate) fn at(&self) -> usize {
+        self.current.load(Relaxed)
     }
 
     /// The token in use, so that a caller may keep it for the next time.
@@ -116,26 +171,47 @@ impl Client {
         *self.token.lock().await = Some(token);
     }
 
-    async fn tls(&self, alpn: &str) -> Result<TlsStream<TcpStream>> {
+    /// Connects to the door in use, or to the next that answers.
+    async fn tls(&self, alpn: &str) -> Result<(usize, TlsStream<TcpStream>)> {
+        let mut tries = self.doors.len();
+        loop {
+            let at = self.at();
+            tries -= 1;
+            match self.knock(self.door(at), alpn).await {
+                Ok(io) => return Ok((at, io)),
+                Err(e) if tries > 0 && e.is_retryable() => {
+                    tracing::debug!(error = %e, "trying the next door");
+                    self.leave(at);
+                }
+                Err(e) => {
+                    self.leave(at);
+                    return Err(e);
+                }
+            }
+        }
+    }
+
+    async fn knock(&self, door: &Door, alpn: &str) -> Result<TlsStream<TcpStream>> {
         let away = |e: &dyn std::fmt::Display| {
-            Error::unavailable(format!("cannot reach the cloud at {}", self.endpoint))
+            Error::unavailable(format!("cannot reach the cloud at {}", door.url))
                 .why(e)
                 .hint("is it running? photon status; start it: photon up")
         };
-        let tcp =
-            timeout(CONNECT_TIME_MAX, "connecting", TcpStream::connect((self.host.as_str(), self.port)))
-                .await?
-                .map_err(|e| away(&e))?;
+        // With others to turn to, patience is short.
+        let limit = if self.doors.len() > 1 { NEXT_TIME_MAX } else { CONNECT_TIME_MAX };
+        let tcp = timeout(limit, "connecting", TcpStream::connect((door.host.as_str(), door.port)))
+            .await?
+            .map_err(|e| away(&e))?;
         let _ = tcp.set_nodelay(true); // only latency is lost without it
         let config = client_config(&self.ca, self.certificate.as_ref(), &[alpn])?;
-        let name = ServerName::try_from(self.host.clone())
+        let name = ServerName::try_from(door.host.clone())
             .map_err(|e| Error::invalid("endpoint", "has no usable host name").why(e))?;
         let shake = TlsConnector::from(config).connect(name, tcp);
-        timeout(CONNECT_TIME_MAX, "the TLS handshake", shake).await?.map_err(|e| match e.kind() {
+        timeout(limit, "the TLS handshake", shake).await?.map_err(|e| match e.kind() {
             // What rustls refuses comes as invalid data; all else is the connection's fault.
             std::io::ErrorKind::InvalidData => Error::new(
                 Code::Unauthenticated,
-                format!("{} is not the cloud that this client knows", self.endpoint),
+                format!("{} is not the cloud that this client knows", door.url),
             )
             .why(e)
             .hint("the CA may be another cloud's: check --data-dir, or photon login"),
@@ -143,29 +219,32 @@ impl Client {
         })
     }
 
-    async fn link(&self) -> Result<http2::SendRequest<Body>> {
+    async fn link(&self) -> Result<Link> {
         let mut link = self.link.lock().await;
-        if let Some(l) = link.as_ref().filter(|l| !l.is_closed()) {
+        if let Some(l) = link.as_ref().filter(|l| !l.sender.is_closed() && l.at == self.at()) {
             return Ok(l.clone());
         }
-        let io = TokioIo::new(self.tls("h2").await?);
+        let (at, io) = self.tls("h2").await?;
+        let ping = if self.doors.len() > 1 { NEXT_TIME_MAX } else { PING_MAX };
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20)
-            .keep_alive_interval(Some(PING_EVERY))
-            .keep_alive_timeout(PING_TIME_MAX)
+            .keep_alive_interval(Some(ping))
+            .keep_alive_timeout(ping)
             .keep_alive_while_idle(true)
-            .handshake(io)
+            .handshake(TokioIo::new(io))
             .await
-            .map_err(|e| Error::unavailable("the server does not speak HTTP/2").why(e))?;
+            .map_err(|e| {
+                self.leave(at);
+                Error::unavailable("the server does not speak HTTP/2").why(e)
+            })?;
         self.tasks.spawn("client-connection", async move {
             if let Err(e) = connection.await {
                 tracing::debug!(error = %e, "connection ended");
             }
         });
-        *link = Some(sender.clone());
-        Ok(sender)
+        Ok(link.insert(Link { at, sender }).clone())
     }
 
     async fn bearer(&self) -> Result<Option<String>> {
@@ -189,8 +268,9 @@ impl Client {
         token: Option<&str>,
         limit: Duration,
     ) -> Result<Response<Incoming>> {
-        let mut link = self.link().await?;
-        let mut b = Request::builder().method(method).uri(format!("{}{path}", self.endpoint));
+        let Link { at, sender: mut link } = self.link().await?;
+        let url = &self.door(at).url;
+        let mut b = Request::builder().method(method).uri(format!("{url}{path}"));
         b = b.header(header::CONTENT_TYPE, "application/json");
         for (k, v) in headers {
             b = b.header(*k, *v);
@@ -203,7 +283,7 @@ impl Client {
             b = b.header(header::AUTHORIZATION, v);
         }
         let request = b.body(body).map_err(|e| Error::internal("a request can't be made").why(e))?;
-        let broke = |e: hyper::Error| Error::unavailable(format!("{} does not answer", self.endpoint)).why(e);
+        let broke = |e: hyper::Error| Error::unavailable(format!("{url} does not answer")).why(e);
         link.ready().await.map_err(broke)?;
         timeout(limit, "the answer", link.send_request(request)).await?.map_err(broke)
     }
@@ -252,13 +332,18 @@ impl Client {
         let bytes = body.map(|b| b.to_string().into_bytes()).unwrap_or_default();
         let mut pause = Duration::from_millis(50);
         let begun = now();
+        let tries = TRIES + self.doors.len() as u32 - 1;
         for tried in 1.. {
+            // Every door is tried, however long another took.
+            let goes_on = || tried < tries && (now() - begun < TRYING_MAX || tried < self.doors.len() as u32);
+            let at = self.at();
             let outcome = match self.send(method.clone(), path, &headers, &bytes).await {
                 Ok(r) => read(r).await,
                 Err(e) => Err(e),
             };
             match outcome {
-                Err(e) if e.is_retryable() && tried < TRIES && now() - begun < TRYING_MAX => {
+                Err(e) if e.is_retryable() && goes_on() => {
+                    self.leave_for(at, &e);
                     tracing::debug!(error = %e, tried, "trying again");
                     let jitter = photon_rt::entropy::u64() % (pause.as_millis() as u64 / 2 + 1);
                     sleep(pause + Duration::from_millis(jitter)).await;
@@ -289,11 +374,12 @@ impl Client {
     /// Opens a WebSocket.
     pub async fn websocket(&self, path: &str) -> Result<WebSocket> {
         let token = self.bearer().await?;
-        let io = self.tls("http/1.1").await?;
+        let (at, io) = self.tls("http/1.1").await?;
+        let Door { host, port, .. } = self.door(at);
         let key = tokio_tungstenite::tungstenite::handshake::client::generate_key();
         let mut b = Request::builder()
-            .uri(format!("wss://{}:{}{path}", self.host, self.port))
-            .header(header::HOST, format!("{}:{}", self.host, self.port))
+            .uri(format!("wss://{host}:{port}{path}"))
+            .header(header::HOST, format!("{host}:{port}"))
             .header(header::CONNECTION, "Upgrade")
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")

@@ -9,7 +9,7 @@ use std::path::Path;
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Profile {
-    /// Front door, as in `https://127.0.0.1:8443`.
+    /// Front door, as in `https://127.0.0.1:8443`; or several, with commas between.
     pub endpoint: String,
     /// Certificate of the cluster's authority, PEM.
     pub ca: String,
@@ -39,6 +39,11 @@ impl Profile {
         })?;
         serde_json::from_str(&text)
             .map_err(|e| Error::new(Code::Invalid, format!("{} is no profile", path.display())).why(e))
+    }
+
+    /// The first front door.
+    pub fn door(&self) -> &str {
+        self.endpoint.split(',').next().unwrap_or_default()
     }
 
     /// Writes it, readable by the owner only.

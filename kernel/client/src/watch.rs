@@ -26,7 +26,8 @@ pub enum Change {
     },
 }
 
-/// Follows a list. A lost connection is made again from the last revision seen: no gap, no duplicate.
+/// Follows a list. A lost connection is made again, perhaps to another front door, from the last revision seen: no
+/// gap, no duplicate.
 pub struct Watch<'c> {
     client: &'c Client,
     path: String,
@@ -68,10 +69,12 @@ impl Watch<'_> {
             if let Some(c) = self.ready.pop_front() {
                 return Ok(c);
             }
+            let at = self.client.at();
             match self.more().await {
                 Ok(()) => (pause, tries) = (Duration::from_millis(50), 0),
                 Err(e) if e.is_retryable() && tries < TRIES => {
                     tracing::debug!(error = %e, "the watch broke; resuming");
+                    self.client.leave_for(at, &e);
                     (self.body, self.decoder) = (None, Decoder::default());
                     self.partial.clear();
                     sleep(pause).await;

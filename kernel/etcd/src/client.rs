@@ -3,7 +3,7 @@
 
 use crate::{
     config::{Config, Login, Target},
-    fault::{Fault, Outcome},
+    fault::{Fault, Outcome, too_large},
     link::{self, Stamp, Wire},
     proto::etcdserverpb::{self as pb, auth_client::AuthClient, kv_client::KvClient},
 };
@@ -48,6 +48,7 @@ pub(crate) struct Inner {
     login: Option<Login>,
     token: Mutex<Option<MetadataValue<Ascii>>>,
     patience: Duration,
+    home: Bytes,
     cluster: AtomicU64,
     seen: AtomicI64,
     pub(crate) tasks: Tasks,
@@ -138,6 +139,7 @@ impl Etcd {
             tls: config.tls,
             login: config.login,
             patience: config.patience,
+            home: config.home,
         }));
         // Tells the revision to begin from. Reading a key that nobody has needs no permission of value; who may not
         // even do that learns it here.
@@ -166,14 +168,16 @@ impl Etcd {
 
     /// The store's revision now.
     pub async fn now(&self) -> Result<i64, Fault> {
-        let q = RangeQuery {
-            start: ROOT.into(),
-            end: [ROOT, &[0]].concat().into(),
-            limit: 1,
-            ..Default::default()
-        };
-        let r = self.range(q, true).await?;
+        let (key, range_end) = self.nowhere();
+        let r = self
+            .raw_range(pb::RangeRequest { key, range_end, keys_only: true, ..Default::default() })
+            .await?;
         Ok(r.header.map_or(0, |h| h.revision))
+    }
+
+    /// What is asked in place of nothing, for the revision in the answer.
+    pub(crate) fn nowhere(&self) -> (Bytes, Bytes) {
+        (self.0.home.clone(), Bytes::new())
     }
 
     pub(crate) fn pace(&self) -> Pace {
@@ -298,9 +302,9 @@ impl Etcd {
         }
     }
 
-    /// Reads a range; `linearizable` or what one member has.
+    /// Reads a range; `linearizable` or what one member has. With a limit, fewer keys than that may come.
     pub async fn range(&self, q: RangeQuery, linearizable: bool) -> Result<pb::RangeResponse, Fault> {
-        let (key, range_end) = key_range(&q.start, &q.end).unwrap_or_else(nowhere);
+        let (key, range_end) = key_range(&q.start, &q.end).unwrap_or_else(|| self.nowhere());
         self.raw_range(pb::RangeRequest {
             key,
             range_end,
@@ -313,17 +317,25 @@ impl Etcd {
         .await
     }
 
-    pub(crate) async fn raw_range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Fault> {
-        self.call(true, |wire| {
-            let request = request.clone();
-            async move { KvClient::new(wire).max_decoding_message_size(MESSAGE_MAX).range(request).await }
-        })
-        .await
+    /// What is too large to be read at once is read in part; then the answer says that there is more.
+    pub(crate) async fn raw_range(&self, mut request: pb::RangeRequest) -> Result<pb::RangeResponse, Fault> {
+        loop {
+            let asked = self.call(true, |wire| {
+                let request = request.clone();
+                async move { KvClient::new(wire).max_decoding_message_size(MESSAGE_MAX).range(request).await }
+            });
+            match asked.await {
+                Err(Fault::Refused(s)) if too_large(&s) && request.limit > 1 => {
+                    request.limit = (request.limit / 8).max(1);
+                }
+                other => return other,
+            }
+        }
     }
 
-    /// A transaction. It is sent again only if it surely was not done.
-    pub async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Fault> {
-        self.call(false, |wire| {
+    /// A transaction. It is sent again if it surely was not done; in other cases only if that is `harmless`.
+    pub async fn txn(&self, request: pb::TxnRequest, harmless: bool) -> Result<pb::TxnResponse, Fault> {
+        self.call(harmless, |wire| {
             let request = request.clone();
             async move { KvClient::new(wire).max_decoding_message_size(MESSAGE_MAX).txn(request).await }
         })
@@ -343,9 +355,6 @@ impl Etcd {
     }
 }
 
-/// A key below which a cloud's records lie: who runs a cloud may read it, and nobody has it.
-const ROOT: &[u8] = b"/photon.internal/";
-
 /// A range in etcd's terms: no empty keys, `\0` as an end for "to the last", no end for a single key. None when no
 /// key can lie in it.
 pub(crate) fn key_range(start: &Bytes, end: &Bytes) -> Option<(Bytes, Bytes)> {
@@ -358,11 +367,6 @@ pub(crate) fn key_range(start: &Bytes, end: &Bytes) -> Option<(Bytes, Bytes)> {
     }
     let single = end.len() == first.len() + 1 && end.starts_with(&first) && end.ends_with(&[0]);
     Some((first, if single { Bytes::new() } else { end.clone() }))
-}
-
-/// What is asked in place of an empty range, for the revision in the answer.
-pub(crate) fn nowhere() -> (Bytes, Bytes) {
-    (ROOT.into(), Bytes::new())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Where an etcd cluster is and how we prove who we are there.
 
+use bytes::Bytes;
 use photon_auth::{CertPair, client_config};
 use photon_base::{Code, Error, Result};
 use photon_rt::{fs, time::Duration};
@@ -10,6 +11,9 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 const ENDPOINTS_MAX: usize = 32;
 /// Greatest file of credentials.
 const FILE_MAX: u64 = 1 << 20;
+
+/// A key that who runs a cloud may read.
+const HOME: &[u8] = b"/photon.internal/";
 
 /// A user of etcd's own authentication.
 #[derive(Clone)]
@@ -86,6 +90,7 @@ pub struct Config {
     pub(crate) tls: Option<Arc<ClientConfig>>,
     pub(crate) login: Option<Login>,
     pub(crate) patience: Duration,
+    pub(crate) home: Bytes,
 }
 
 impl std::fmt::Debug for Config {
@@ -122,7 +127,7 @@ impl Config {
         if targets.iter().any(|t| t.tls != targets[0].tls) {
             return Err(Error::invalid("endpoint", "some are https and some http"));
         }
-        Ok(Config { targets, tls: None, login: None, patience: Duration::from_secs(10) })
+        Ok(Config { targets, tls: None, login: None, patience: Duration::from_secs(10), home: HOME.into() })
     }
 
     /// With the authority that the servers' certificates are of (PEM), and a certificate to show them.
@@ -140,6 +145,13 @@ impl Config {
     /// How long a call tries to find somebody who answers.
     pub fn with_patience(mut self, patience: Duration) -> Config {
         self.patience = patience;
+        self
+    }
+
+    /// Asks for this key where only the answer's revision matters, instead of a cloud's `/photon.internal/`: one that
+    /// the caller may read.
+    pub fn with_home(mut self, key: impl Into<Bytes>) -> Config {
+        self.home = key.into();
         self
     }
 

@@ -3,8 +3,8 @@
 //! Pages may be shorter than asked for where values are large. A backward scan makes etcd read the whole range.
 
 use crate::{
-    client::{Etcd, key_range, nowhere},
-    fault::{Fault, compacted, future, too_large},
+    client::{Etcd, key_range},
+    fault::{Fault, compacted, future},
     proto::{
         etcdserverpb::{
             RangeRequest, RangeResponse,
@@ -88,30 +88,24 @@ fn at(request: &mut RangeRequest, at: ReadAt) {
 }
 
 impl Etcd {
-    /// What is too large to be read at once is asked for in smaller pieces.
-    async fn read(&self, mut request: RangeRequest, at: ReadAt) -> KvResult<(RangeResponse, Revision)> {
-        loop {
-            match self.raw_range(request.clone()).await {
-                Ok(r) => {
-                    let now = r.header.as_ref().map_or(0, |h| h.revision as u64);
-                    return Ok((r, if let ReadAt::Revision(r) = at { r } else { now }));
-                }
-                Err(Fault::Refused(s)) if too_large(&s) && request.limit > 1 => {
-                    request.limit = (request.limit / 8).max(1);
-                }
-                Err(Fault::Refused(s)) if compacted(&s) => return Err(self.history_begins(at).await),
-                Err(Fault::Refused(s)) if future(&s) => {
-                    return Err(self.now().await.map_or_else(refused, |r| KvError::Future(r as u64)));
-                }
-                Err(f) => return Err(refused(f)),
+    async fn read(&self, request: RangeRequest, at: ReadAt) -> KvResult<(RangeResponse, Revision)> {
+        match self.raw_range(request).await {
+            Ok(r) => {
+                let now = r.header.as_ref().map_or(0, |h| h.revision as u64);
+                Ok((r, if let ReadAt::Revision(r) = at { r } else { now }))
             }
+            Err(Fault::Refused(s)) if compacted(&s) => Err(self.history_begins(at).await),
+            Err(Fault::Refused(s)) if future(&s) => {
+                Err(self.now().await.map_or_else(refused, |r| KvError::Future(r as u64)))
+            }
+            Err(f) => Err(refused(f)),
         }
     }
 
     /// Where history begins, which etcd says to watchers only.
     async fn history_begins(&self, at: ReadAt) -> KvError {
         let ReadAt::Revision(r) = at else { return KvError::Unavailable("history moved on".into()) };
-        let mut watch = self.follow(nowhere(), (r as i64).max(1));
+        let mut watch = self.follow(self.nowhere(), (r as i64).max(1));
         match watch.next().await {
             Some(Err(e)) => e.into(),
             _ => KvError::Compacted(r + 1),
@@ -124,7 +118,8 @@ impl Kv for Etcd {
     async fn get(&self, key: &[u8], when: ReadAt) -> KvResult<Option<Versioned>> {
         let key = Bytes::copy_from_slice(key);
         let empty = key.is_empty();
-        let mut request = RangeRequest { key: if empty { nowhere().0 } else { key }, ..Default::default() };
+        let mut request =
+            RangeRequest { key: if empty { self.nowhere().0 } else { key }, ..Default::default() };
         at(&mut request, when);
         let (mut r, _) = self.read(request, when).await?;
         Ok(if empty { None } else { r.kvs.pop().map(versioned) })
@@ -133,7 +128,7 @@ impl Kv for Etcd {
     async fn scan(&self, range: Range, when: ReadAt, limit: u32, direction: Direction) -> KvResult<Page> {
         let place = key_range(&range.start, &range.end);
         let empty = place.is_none();
-        let (key, range_end) = place.unwrap_or_else(nowhere);
+        let (key, range_end) = place.unwrap_or_else(|| self.nowhere());
         let mut request = RangeRequest {
             key,
             range_end,
@@ -156,13 +151,13 @@ impl Kv for Etcd {
 
     async fn commit(&self, checks: Vec<Check>, writes: Vec<Write>) -> KvResult<Committed> {
         let wrong = wrong(&writes);
-        let plan =
-            Plan::new(checks, if wrong.is_some() { Vec::new() } else { writes }).map_err(KvError::Invalid)?;
+        let plan = Plan::new(checks, if wrong.is_some() { Vec::new() } else { writes }, &self.nowhere().0)
+            .map_err(KvError::Invalid)?;
         let before = self.seen();
         let mut sent = 0;
         loop {
             sent += 1;
-            match self.txn(plan.request.clone()).await {
+            match self.txn(plan.request.clone(), false).await {
                 Ok(r) if r.succeeded => {
                     let revision = r.header.map_or(0, |h| h.revision as u64);
                     return match wrong {

@@ -6,7 +6,7 @@
 //! writes (server/etcdserver/api/v3rpc/key.go, `checkTxnRequest`).
 
 use crate::{
-    client::{key_range, nowhere},
+    client::key_range,
     proto::etcdserverpb::{
         Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest,
         TxnResponse,
@@ -58,10 +58,10 @@ fn about(check: &Check) -> Option<(Bytes, Bytes)> {
     }
 }
 
-fn compares(check: &Check) -> Compare {
+fn compares(check: &Check, home: &Bytes) -> Compare {
     // No key has fewer than no versions.
     let never = |k: Bytes| compare(k, Bytes::new(), CompareResult::Less, TargetUnion::Version(0));
-    let Some((key, end)) = about(check) else { return never(nowhere().0) };
+    let Some((key, end)) = about(check) else { return never(home.clone()) };
     match check {
         Check::Modified(_, r) => match i64::try_from(*r) {
             // Etcd says 0 of a key that is not there; absence is no revision.
@@ -78,8 +78,8 @@ fn op(request: Request) -> RequestOp {
     RequestOp { request: Some(request) }
 }
 
-fn probe(check: &Check) -> RequestOp {
-    let (key, range_end) = about(check).unwrap_or_else(nowhere);
+fn probe(check: &Check, home: &Bytes) -> RequestOp {
+    let (key, range_end) = about(check).unwrap_or_else(|| (home.clone(), Bytes::new()));
     op(Request::RequestRange(RangeRequest {
         key,
         range_end,
@@ -124,8 +124,8 @@ fn excludes_itself(checks: &[Check], writes: &[Write]) -> bool {
 }
 
 impl Plan {
-    /// Of a commit. An error says in words why etcd would not take it.
-    pub fn new(checks: Vec<Check>, writes: Vec<Write>) -> Result<Plan, String> {
+    /// Of a commit; `home`: a key to read where no other is. An error says in words why etcd would not take it.
+    pub fn new(checks: Vec<Check>, writes: Vec<Write>, home: &Bytes) -> Result<Plan, String> {
         let once = excludes_itself(&checks, &writes);
         let always = |c: &Check| matches!(c, Check::Absent(_)) && about(c).is_none();
         let asked: Vec<(usize, Check)> = checks.into_iter().enumerate().filter(|(_, c)| !always(c)).collect();
@@ -137,14 +137,13 @@ impl Plan {
             .ok_or_else(|| format!("{count} writes are more than etcd takes in a transaction"))?;
         if success.is_empty() {
             // Without a read etcd answers from what one member has, which may be old.
-            let (key, range_end) = nowhere();
-            let read = RangeRequest { key, range_end, limit: 1, keys_only: true, ..Default::default() };
+            let read = RangeRequest { key: home.clone(), keys_only: true, ..Default::default() };
             success.push(op(Request::RequestRange(read)));
         }
         let request = TxnRequest {
-            compare: asked.iter().map(|(_, c)| compares(c)).collect(),
+            compare: asked.iter().map(|(_, c)| compares(c, home)).collect(),
             success,
-            failure: asked.iter().map(|(_, c)| probe(c)).collect(),
+            failure: asked.iter().map(|(_, c)| probe(c, home)).collect(),
         };
         Ok(Plan { request, once, asked })
     }
@@ -183,6 +182,10 @@ pub fn wrong(writes: &[Write]) -> Option<&'static str> {
 mod tests {
     use super::*;
 
+    fn home() -> Bytes {
+        "home".into()
+    }
+
     /// `checkTxnRequest` of etcd.
     fn allowed(r: &TxnRequest, max: usize) -> bool {
         let count = r.compare.len().max(r.success.len()).max(r.failure.len());
@@ -209,7 +212,7 @@ mod tests {
             for count in [0, 1, 27, 28, 127, 128, 129, 200, 1000, 2700, 4096, 4097] {
                 let c = (0..checks).map(|i| Check::Present(format!("c{i}").into())).collect();
                 let w = (0..count).map(|i| Write::Delete(format!("w{i}").into())).collect();
-                match Plan::new(c, w) {
+                match Plan::new(c, w, &home()) {
                     Err(_) => assert!(count > 127, "{checks} {count}"),
                     Ok(p) => {
                         assert!(allowed(&p.request, OPS_MAX), "{checks} {count}");
@@ -220,13 +223,13 @@ mod tests {
             }
         }
         assert_eq!(greatest, 4096);
-        assert!(Plan::new(vec![Check::Present("a".into()); 128], vec![]).is_err());
+        assert!(Plan::new(vec![Check::Present("a".into()); 128], vec![], &home()).is_err());
     }
 
     #[test]
     fn only_a_revision_makes_a_commit_happen_once() {
         let put = || vec![Write::Put("a".into(), "1".into())];
-        let once = |c: Check, w| Plan::new(vec![c], w).expect("fits").once;
+        let once = |c: Check, w| Plan::new(vec![c], w, &home()).expect("fits").once;
         assert!(once(Check::Modified("a".into(), 7), put()));
         assert!(once(Check::Modified("a".into(), 7), vec![Write::Delete("a".into())]));
         assert!(!once(Check::Modified("b".into(), 7), put()), "b does not change");

@@ -9,14 +9,14 @@ use photon_lab::{
 use std::{
     net::{IpAddr, Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::Duration,
 };
 
 const LONG: Duration = Duration::from_secs(90);
 
 /// A real etcd that asks for certificates.
-struct Etcd {
+pub struct Etcd {
     dir: tempfile::TempDir,
     client: u16,
     peer: u16,
@@ -34,7 +34,7 @@ fn write(dir: &Path, name: &str, pair: &CertPair) {
 }
 
 impl Etcd {
-    fn start() -> Etcd {
+    pub fn start() -> Etcd {
         let dir = tempfile::tempdir().expect("temp dir");
         let ca = Authority::open(&dir.path().join("ca"), "etcd", photon_rt::time::wall()).expect("authority");
         std::fs::write(dir.path().join("ca.crt"), ca.cert_pem()).expect("write");
@@ -66,11 +66,11 @@ impl Etcd {
             .expect("etcd; run ./dev setup")
     }
 
-    fn file(&self, name: &str) -> PathBuf {
+    pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.client)
     }
 
@@ -83,16 +83,24 @@ impl Etcd {
         self.child = Etcd::spawn(self.dir.path(), self.client, self.peer);
     }
 
-    /// etcdctl, with the certificate of the cloud.
-    fn ctl(&self, args: &[&str]) -> String {
-        let out = Command::new("etcdctl")
+    fn etcdctl(&self, args: &[&str]) -> Output {
+        Command::new("etcdctl")
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &self.url()])
             .args(["--cacert".into(), self.file("ca.crt"), "--cert".into(), self.file("client.crt")])
             .args(["--key".into(), self.file("client.key")])
             .args(args)
             .output()
-            .expect("etcdctl; run ./dev setup");
+            .expect("etcdctl; run ./dev setup")
+    }
+
+    pub fn answers(&self) -> bool {
+        self.etcdctl(&["endpoint", "health"]).status.success()
+    }
+
+    /// etcdctl, with the certificate of the cloud.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        let out = self.etcdctl(args);
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         String::from_utf8_lossy(&out.stdout).into_owned()
     }

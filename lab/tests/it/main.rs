@@ -2,8 +2,10 @@
 #![allow(clippy::disallowed_methods, reason = "the lab drives programs from outside, as a user does")]
 
 mod chainfire;
+mod client;
 mod coordinator;
 mod images;
+mod import;
 mod input;
 mod laws;
 mod lifecycle;

@@ -89,13 +89,7 @@ async fn save(global: &Global, file: PathBuf, endpoints: Option<String>) -> Resu
             return Err(Error::invalid("endpoints", "is missing: this cloud has no store of its own")
                 .hint("save the etcd that it runs on, with etcdctl snapshot save"));
         }
-        None => {
-            let profile = Profile::load(&paths.creds("admin.json"))?;
-            let front: http::Uri =
-                profile.endpoint.parse().map_err(|e| Error::invalid("endpoint", "is not a URL").why(e))?;
-            let (host, port) = (front.host().unwrap_or("127.0.0.1"), front.port_u16().unwrap_or(8443));
-            format!("https://{host}:{}", port - crate::services::FRONT.number + 2379)
-        }
+        None => super::import::own_store(&Profile::load(&paths.creds("admin.json"))?)?,
     };
     if url.starts_with("http://") {
         let mut pieces = snapshot::fetch(&url).await?;

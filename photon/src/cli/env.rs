@@ -12,7 +12,7 @@ pub fn env(global: &Global) -> Result<()> {
     let paths = Paths::new(&dir);
     let profile = Profile::load(&paths.creds("admin.json"))?;
     let uri: http::Uri =
-        profile.endpoint.parse().map_err(|e| Error::invalid("endpoint", "is not a URL").why(e))?;
+        profile.door().parse().map_err(|e| Error::invalid("endpoint", "is not a URL").why(e))?;
     let (host, front) = (uri.host().unwrap_or("127.0.0.1"), uri.port_u16().unwrap_or(8443));
     let etcd = front - crate::services::FRONT.number + 2379;
     let file = |f: &str| paths.creds(f).display().to_string();

@@ -8,6 +8,7 @@ mod daemon;
 mod doctor;
 mod env;
 mod image;
+mod import;
 mod join;
 mod kinds;
 mod login;

@@ -34,6 +34,7 @@ pub enum ChainfireCommand {
     /// Save the store to a file, look at such a file, restore it.
     #[command(subcommand)]
     Snapshot(super::chainfire::SnapshotCommand),
+    Import(Box<super::import::ImportArgs>),
 }
 
 /// etcd's names, where they have a meaning here.
@@ -190,6 +191,7 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
     let args = match command {
         ChainfireCommand::Serve(args) => args,
         ChainfireCommand::Snapshot(c) => return super::chainfire::snapshot(global, c).await,
+        ChainfireCommand::Import(args) => return super::import::run(global, *args).await,
     };
     let (clients, members) = (args.certificates.for_clients()?, args.certificates.for_members()?);
     if args.tls.is_none() && clients.is_none() {

@@ -4,7 +4,7 @@
 //! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers),
 //! `lessor` (lease timers), [`cluster`] (members), `sweep` (removal of compacted history), `queue` (locks and
 //! elections), `store` (the running service),
-//! [`snapshot`] (the file of a whole state), `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
+//! [`snapshot`] (the file of a whole state), [`import`] (copies another etcd), `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
 //! etcdctl 3.4 needs a listener with `lenient_authority` (`photon_serve::listen`).
 //!
 //! Port: 2379 (gRPC and HTTP on one). Data: `<data_dir>/log` (the raft log), `<data_dir>/state` (the engine).
@@ -22,6 +22,7 @@ pub mod cluster;
 mod command;
 mod error;
 mod hub;
+pub mod import;
 mod kv;
 mod lessor;
 mod login;

@@ -344,7 +344,8 @@ async fn a_request_whose_first_try_arrives_late_gets_that_try_s_answer() {
         let key = [("idempotency-key", method)];
         arm();
         assert_eq!(s.call_with(method, &path, &key, body.clone()).await.0, 503);
-        let (status, o) = s.call_with(method, &path, &key, body).await;
+        // HTTP/2 has the door's name in the URI, and the client may have gone on to the next one.
+        let (status, o) = s.call_with(method, &format!("https://other:8443{path}"), &key, body).await;
         assert_eq!((status, &o["meta"]["name"]), (expected, &json!("a")), "{method}: {o}");
     }
     assert_eq!(s.call("GET", &format!("{W}/a"), Value::Null).await.0, 404);

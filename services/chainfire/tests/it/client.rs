@@ -1,21 +1,25 @@
 //! `photon_etcd`, the kernel's client of any etcd, against a real etcd and against ChainFire over the network, with
 //! connections that break in the middle of what is said.
 
-use crate::{
-    harness::{Etcd as RealEtcd, Server, ok},
-    proxy::Proxy,
-};
+use crate::harness::{Etcd as RealEtcd, Server, ok};
 use bytes::Bytes;
 use futures::StreamExt;
 use photon_base::Code;
 use photon_etcd::{Config, Etcd, Login, RangeQuery};
 use photon_kv::{Change, Check, Direction, Events, Kv, KvError, MemKv, Range, ReadAt, Write, conformance};
+use photon_lab::proxy::Proxy;
 use photon_rt::{
     entropy::Rng,
     task::Tasks,
     time::{Duration, now, sleep, timeout},
 };
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
 
 async fn client(urls: &str) -> Etcd {
     Etcd::open(Config::new(urls).expect("urls")).await.expect("connects")
@@ -170,31 +174,48 @@ async fn watcher(kv: Arc<dyn Kv>, from: u64) -> Vec<Events> {
     all
 }
 
-/// Commits and watches over connections that break all the time. No acknowledged commit is lost, none is done twice,
-/// a refused one is not done, and watches see exactly what happened.
+/// Commits and watches over connections that break all the time.
 async fn torment(url: &str, seed: u64) {
-    const WRITERS: usize = 4;
     const CUTS: u64 = 40;
     let proxies = Arc::new([Proxy::before(url, seed).await, Proxy::before(url, seed + 1).await]);
     let urls = format!("{},{}", proxies[0].url, proxies[1].url);
     let (clean, tormented) = (client(url).await, client(&urls).await);
-    let from = clean.now().await.expect("revision") as u64 + 1;
     proxies.iter().for_each(|p| p.lose(30));
+    let cuts = {
+        let proxies = proxies.clone();
+        move || proxies.iter().map(Proxy::cuts).sum::<u64>()
+    };
+    let busy = {
+        let cuts = cuts.clone();
+        move |i| i < 5_000 && cuts() < CUTS
+    };
+    let (done, unknown) = workload(&clean, tormented, busy, || proxies.iter().for_each(|p| p.lose(0))).await;
+    assert!(cuts() >= CUTS, "the connections were cut only {} times", cuts());
+    assert!(unknown > 0, "no answer was lost");
+    assert!(done > unknown, "{done} commits were acknowledged, {unknown} not");
+}
+
+/// Writers, while `busy` says so, and watchers, all by the client `tormented`. No acknowledged commit is lost, none is
+/// done twice, a refused one is not done, and watches see exactly what happened. How many commits were acknowledged,
+/// and of how many nothing is known.
+async fn workload(
+    clean: &Etcd,
+    tormented: Etcd,
+    busy: impl Fn(usize) -> bool + Clone + Send + Sync + 'static,
+    peace: impl FnOnce(),
+) -> (usize, usize) {
+    const WRITERS: usize = 4;
+    let from = clean.now().await.expect("revision") as u64 + 1;
     let tasks = Tasks::new();
     let kv: Arc<dyn Kv> = Arc::new(tormented);
     let watchers: Vec<_> = (0..3).map(|_| tasks.spawn("watcher", watcher(kv.clone(), from))).collect();
-    let writers: Vec<_> = (0..WRITERS)
-        .map(|w| {
-            let proxies = proxies.clone();
-            let more = move |i| i < 5_000 && proxies.iter().map(Proxy::cuts).sum::<u64>() < CUTS;
-            tasks.spawn("writer", writer(kv.clone(), w, more))
-        })
-        .collect();
+    let writers: Vec<_> =
+        (0..WRITERS).map(|w| tasks.spawn("writer", writer(kv.clone(), w, busy.clone()))).collect();
     let mut told = Vec::new();
     for w in writers {
         told.extend(w.await.expect("no panic").expect("not cancelled"));
     }
-    proxies.iter().for_each(|p| p.lose(0));
+    peace();
     clean.commit(vec![], vec![Write::Put("t/end".into(), "".into())]).await.expect("commit");
     let truth = watcher(Arc::new(clean.clone()), from).await;
     for w in watchers {
@@ -230,10 +251,90 @@ async fn torment(url: &str, seed: u64) {
         let steps = puts[format!("t/counter/{w}").as_bytes()].len();
         assert_eq!(counter.map(|v| v.value.len()), Some(steps), "writer {w}: a step was taken twice or lost");
     }
-    let cuts: u64 = proxies.iter().map(Proxy::cuts).sum();
-    assert!(cuts >= CUTS, "the connections were cut only {cuts} times");
-    assert!(unknown > 0, "no answer was lost");
-    assert!(done > unknown, "{done} commits were acknowledged, {unknown} not");
+    (done, unknown)
+}
+
+/// Three members, of which one is killed and another stopped for a while, and the third is the last that the client
+/// knows of.
+#[tokio::test(flavor = "multi_thread")]
+async fn client_survives_members_of_etcd_that_fail() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let members = RealEtcd::three(dir.path()).await;
+    let urls: Vec<&str> = members.iter().map(|m| m.url.as_str()).collect();
+    let config = Config::new(&urls.join(",")).expect("urls").with_patience(Duration::from_secs(30));
+    let tormented = Etcd::open(config.clone()).await.expect("connects");
+    let clean = Etcd::open(config).await.expect("connects");
+    let calm = Arc::new(AtomicBool::new(false));
+    let busy = {
+        let calm = calm.clone();
+        move |i| i < 100_000 && !calm.load(SeqCst)
+    };
+    // Until something is written after the last fault, too.
+    let grown = async |by: i64| {
+        let goal = clean.now().await.expect("revision") + by;
+        while clean.now().await.expect("revision") < goal {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let faults = async {
+        grown(100).await;
+        members[0].signal("STOP").await;
+        grown(100).await;
+        members[0].signal("CONT").await;
+        grown(100).await;
+        members[1].signal("KILL").await;
+        grown(200).await;
+        calm.store(true, SeqCst);
+    };
+    let work = workload(&clean, tormented.clone(), busy, || {});
+    let ((done, _), ()) =
+        timeout(Duration::from_secs(300), "the faults", async { tokio::join!(work, faults) })
+            .await
+            .expect("in time");
+    assert!(done > 300, "only {done} commits were acknowledged");
+}
+
+/// Nothing happens to what is watched, and what happens elsewhere is compacted away: a watch that breaks then goes on
+/// all the same, since it was told how far it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn client_resumes_quiet_watches_behind_a_compaction() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let s = Server::start(dir.path()).await; // which tells progress every 300 ms
+    let (clean, proxy) = (client(&s.operator).await, Proxy::before(&s.operator, 1).await);
+    let c = client(&proxy.url).await;
+    let mut w = c.watch(Range::prefix("quiet/"), 0);
+    let mut last = 0;
+    for i in 0..50u8 {
+        let put = vec![Write::Put("noise".into(), vec![i].into())];
+        last = clean.commit(vec![], put).await.expect("commit").revision;
+    }
+    let told = async {
+        loop {
+            let e = w.next().await.expect("goes on").expect("works");
+            assert!(e.changes.is_empty());
+            if e.revision >= last {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(20), "progress", told).await.expect("in time");
+    clean.compact(last as i64).await.expect("compact");
+    proxy.lose(1000);
+    let broken = async { while c.get(b"noise", ReadAt::Latest).await.is_ok() {} };
+    timeout(Duration::from_secs(60), "the cut", broken).await.expect("in time");
+    proxy.lose(0);
+    let put = vec![Write::Put("quiet/a".into(), "x".into())];
+    let at = clean.commit(vec![], put).await.expect("commit").revision;
+    let seen = async {
+        loop {
+            let e = w.next().await.expect("goes on").expect("was not lost");
+            if !e.changes.is_empty() {
+                return e.revision;
+            }
+        }
+    };
+    assert_eq!(timeout(Duration::from_secs(60), "the event", seen).await.expect("in time"), at);
+    s.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -145,14 +145,46 @@ impl Etcd {
         Etcd::spawn(dir, "http", port(&self.url), port(&self.peer), &[])
     }
 
+    /// Three members; each answers, and they have a leader.
+    pub async fn three(dir: &Path) -> Vec<Etcd> {
+        let mut ports = Vec::new();
+        for _ in 0..3 {
+            ports.push(free_ports().await);
+        }
+        let all: Vec<String> =
+            ports.iter().map(|[_, peer]| format!("m{peer}=http://127.0.0.1:{peer}")).collect();
+        let mut members = Vec::new();
+        for [client, peer] in ports {
+            let flags = ["--name", &format!("m{peer}"), "--initial-cluster", &all.join(",")];
+            members.push(Etcd::spawn(&dir.join(peer.to_string()), "http", client, peer, &flags));
+        }
+        let mut healthy = Vec::new();
+        for m in members {
+            healthy.push(Etcd::healthy(m).await);
+        }
+        healthy
+    }
+
+    /// Sends it a signal: STOP, CONT, KILL.
+    pub async fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it runs").to_string();
+        photon_rt::process::run("kill", &[&format!("-{name}"), &pid], None, Duration::from_secs(5))
+            .await
+            .expect("kill");
+    }
+
     fn spawn(dir: &Path, scheme: &str, client: u16, peer: u16, more: &[&str]) -> Etcd {
         let (client, peer) = (format!("{scheme}://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let alone = format!("default={peer}");
+        let cluster: &[&str] =
+            if more.contains(&"--initial-cluster") { &[] } else { &["--initial-cluster", &alone] };
         let child = Command::new("etcd")
             .arg("--data-dir")
             .arg(dir)
             .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("default={peer}"), "--log-level", "error"])
+            .args(["--log-level", "error"])
+            .args(cluster)
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

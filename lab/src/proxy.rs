@@ -33,9 +33,10 @@ struct State {
 impl Proxy {
     /// Before `url`, losing nothing yet.
     pub async fn before(url: &str, seed: u64) -> Proxy {
-        let to = url.split("://").last().expect("an address").to_string();
+        let (scheme, to) = url.split_once("://").expect("a URL");
+        let (scheme, to) = (scheme.to_string(), to.to_string());
         let socket = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
-        let url = format!("http://{}", socket.local_addr().expect("address"));
+        let url = format!("{scheme}://{}", socket.local_addr().expect("address"));
         let dice = Mutex::new(Rng::new(seed));
         let state = Arc::new(State { to, dice, losses: AtomicU64::new(0), cuts: AtomicU64::new(0) });
         let tasks = Tasks::new();
