@@ -3,17 +3,17 @@
 
 use crate::{
     EtcdError, EtcdResult,
-    cluster::{AddressBook, Peering, Seat, stable_id},
-    command::{Checkpoint, Command, Grant, Left, MAX_REQUEST, Op, Revoke},
+    cluster::{AddressBook, Asks, Peering, Seat, stable_id},
+    command::{Command, MAX_REQUEST, Op},
+    leases::{BEATS_MAX, Beat},
     machine::{Published, Shared, StateMachine},
-    model::{Answer, apply::attached, apply::read_only_txn, check, layout::SPACES},
+    model::{Answer, apply::read_only_txn, check, layout::SPACES},
     who::Who,
     wire::etcdserverpb::{
         AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
         PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, alarm_request::AlarmAction,
     },
 };
-use bytes::Bytes;
 use photon_kv::engine::{Engine, FjallEngine, FjallOptions};
 use photon_raft::{
     Group, GroupId, GroupStatus, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig, peers::Peers,
@@ -31,6 +31,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use tokio::sync::mpsc;
 
 /// How ChainFire runs.
 #[derive(Clone, Debug)]
@@ -105,21 +106,16 @@ pub(crate) struct Inner {
     pub peers: Option<Peers>,
     /// Where peers are; present with them.
     pub book: Option<Arc<AddressBook>>,
+    /// What this member asks the others.
+    pub asks: Option<Asks>,
+    /// Signs of life of leases, on their way to the leader.
+    pub beats: mpsc::Sender<Beat>,
     pub data_dir: Option<PathBuf>,
 }
 
 /// The member of a cluster without peers.
 const ALONE: NodeId = NodeId(1);
 const GROUP: GroupId = GroupId(1);
-
-/// Leases ended in one turn of the expiry worker: 1,000 a second, as in etcd.
-const EXPIRE_BATCH: usize = 200;
-
-/// Leases recorded in one of its turns.
-const RECORD_BATCH: usize = 1_000;
-
-/// Pause between two of its turns.
-const EXPIRE_EVERY: Duration = Duration::from_millis(200);
 
 impl ChainFire {
     /// Opens or makes the store in the configured folder and starts serving it (call within a tokio
@@ -180,6 +176,7 @@ impl ChainFire {
             .map_err(|e| refuse(e.to_string()))?;
         let book = config.peering.as_ref().map(|p| Arc::new(AddressBook::new(p, shared.clone())));
         let peers = book.clone().map(|book| Peers::new(node, seat.cluster, book, &tasks));
+        let (beat, beats) = mpsc::channel(BEATS_MAX);
         let transport = peers.clone();
         let log = photon_rt::task::blocking(move || match transport {
             Some(p) => Store::open(StoreConfig::new(node), disk, p.transport()),
@@ -196,7 +193,9 @@ impl ChainFire {
             member_id: seat.member,
             node,
             peers,
+            asks: book.clone().map(Asks::new),
             book,
+            beats: beat,
             data_dir,
             config,
             shared,
@@ -210,7 +209,8 @@ impl ChainFire {
         if let Some(p) = peering {
             me.inner.tasks.spawn("chainfire-members", crate::cluster::tend(weak.clone(), p));
         }
-        me.inner.tasks.spawn("chainfire-expire", expire(weak.clone()));
+        me.inner.tasks.spawn("chainfire-expire", crate::leases::expire(weak.clone()));
+        me.inner.tasks.spawn("chainfire-beats", crate::leases::relay(weak.clone(), beats));
         me.inner.tasks.spawn("chainfire-sweep", sweep(weak));
         Ok(me)
     }
@@ -382,54 +382,10 @@ impl ChainFire {
             _ => Err(mismatch()),
         }
     }
-
-    /// Makes a lease; answers revision, id and time to live.
-    pub(crate) async fn lease_grant(&self, who: &Who, id: i64, ttl: i64) -> EtcdResult<(i64, i64, i64)> {
-        check::lease_ttl(ttl)?;
-        let id = if id == 0 { (photon_rt::entropy::u64() >> 1).max(1) as i64 } else { id };
-        match self.propose(who, Op::LeaseGrant(Grant { id, ttl })).await? {
-            Answer::LeaseGrant { revision, ttl } => Ok((revision, id, ttl)),
-            _ => Err(mismatch()),
-        }
-    }
-
-    /// Keeps a lease alive; answers its time to live.
-    pub(crate) async fn lease_renew(&self, who: &Who, id: i64) -> EtcdResult<i64> {
-        let rules = self.published().rules.clone();
-        rules.auth.known(&who.at(rules.auth.revision()).login)?;
-        if self.raft().role != Role::Leader {
-            // The timers that count are the leader's: it hears of it through the log.
-            self.inner.shared.lessor.remaining(who.scope, id)?;
-            let whole = Checkpoint { leases: vec![Left { id, ..Default::default() }] };
-            self.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(whole)).await?;
-            return self.inner.shared.lessor.remaining(who.scope, id).map(|r| r.granted);
-        }
-        for _ in 0..3 {
-            if let Some(ttl) = self.inner.shared.lessor.renew(who.scope, id)? {
-                return Ok(ttl);
-            }
-            let whole = Checkpoint { leases: vec![Left { id, ..Default::default() }] };
-            self.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(whole)).await?;
-        }
-        Err(EtcdError::Timeout)
-    }
-
-    pub(crate) async fn lease_revoke(&self, who: &Who, id: i64) -> EtcdResult<i64> {
-        self.propose_revision(who, Op::LeaseRevoke(Revoke { id, unless_renewed: 0 })).await
-    }
-
-    /// Keys attached to a lease that the caller sees.
-    pub(crate) async fn lease_keys(&self, who: &Who, id: i64) -> EtcdResult<Vec<Bytes>> {
-        let state = self.published();
-        let rules = state.rules.clone();
-        let keys = photon_rt::task::blocking(move || attached(&*state.view, id)).await?;
-        keys.iter().try_for_each(|k| rules.auth.range(&who.login, k, &Bytes::new()))?;
-        Ok(keys.into_iter().filter(|k| who.scope.may_name(k)).collect())
-    }
 }
 
 /// A failure of the log in etcd's words.
-fn refused(e: ProposeError) -> EtcdError {
+pub(crate) fn refused(e: ProposeError) -> EtcdError {
     match e {
         ProposeError::NotLeader { .. } => EtcdError::NoLeader,
         ProposeError::Overloaded => EtcdError::TooManyRequests,
@@ -440,53 +396,8 @@ fn refused(e: ProposeError) -> EtcdError {
     }
 }
 
-fn mismatch() -> EtcdError {
+pub(crate) fn mismatch() -> EtcdError {
     EtcdError::Internal("the machine answered another command".into())
-}
-
-/// Records what long leases have left, and proposes the end of those whose time is over.
-async fn expire(inner: std::sync::Weak<Inner>) {
-    let mut led = None;
-    loop {
-        sleep(EXPIRE_EVERY).await;
-        let Some(inner) = inner.upgrade() else { return };
-        let me = ChainFire { inner };
-        let raft = me.raft();
-        if raft.role != Role::Leader {
-            continue;
-        }
-        if led.replace(raft.term) != Some(raft.term) {
-            // What the leaders before wanted is in the log, and must be applied before it is counted.
-            if me.inner.group.read_index().await.is_err() {
-                led = None;
-                continue;
-            }
-            me.inner.shared.lessor.restart();
-        }
-        let leases = me.inner.shared.lessor.due(RECORD_BATCH);
-        if !leases.is_empty()
-            && let Err(e) =
-                me.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(Checkpoint { leases })).await
-        {
-            tracing::warn!(error = %e, "what leases have left could not be recorded; done again later");
-        }
-        let ids = me.inner.shared.lessor.expired(EXPIRE_BATCH);
-        let ends = ids.into_iter().map(|(id, renewals)| {
-            let me = me.clone();
-            async move {
-                let end = Revoke { id, unless_renewed: renewals + 1 };
-                match me.propose_revision(&Who::cloud(), Op::LeaseRevoke(end)).await {
-                    Ok(_) => me.inner.counters.leases_expired.fetch_add(1, Ordering::Relaxed),
-                    Err(EtcdError::LeaseNotFound) => 0, // somebody was faster
-                    Err(e) => {
-                        tracing::warn!(lease = id, error = %e, "a lease could not be ended; tried again soon");
-                        0
-                    }
-                };
-            }
-        });
-        futures::future::join_all(ends).await;
-    }
 }
 
 /// Removes what compactions made unreachable.

@@ -5,10 +5,12 @@
 //! or grows from one. A member that joins later knows the URLs of some others, is added through any of them,
 //! and learns the rest from the log.
 
+mod ask;
 mod connect;
 mod roster;
 mod seat;
 
+pub(crate) use ask::{Asks, FromMember};
 pub(crate) use connect::AddressBook;
 pub use connect::{Admit, Connect, PlainTcp, Sighted, TlsTcp};
 pub use roster::Mate;
@@ -81,7 +83,8 @@ impl ChainFire {
             return Err(Error::new(Code::Unsupported, "this member has no peers")
                 .hint("configure the initial cluster"));
         };
-        let gate = connect::Gatekeeper { tls: tls.map(TlsAcceptor::from), admit: peering.admit, book };
+        let (tls, me) = (tls.map(TlsAcceptor::from), Arc::downgrade(i));
+        let gate = connect::Gatekeeper { tls, admit: peering.admit, book, me };
         connect::serve(peers, socket, gate, &i.tasks);
         Ok(())
     }

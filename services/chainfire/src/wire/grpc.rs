@@ -31,7 +31,7 @@ pub struct Grpc {
 
 impl Grpc {
     /// Of one ChainFire.
-    pub fn new(api: Api) -> Grpc {
+    pub(super) fn new(api: Api) -> Grpc {
         Grpc {
             kv: kv_server::KvServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
             watch: watch_server::WatchServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),

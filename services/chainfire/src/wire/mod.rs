@@ -105,3 +105,8 @@ impl ChainFire {
         http::pages(self).route("/v3/{*path}", json).fallback_service(grpc)
     }
 }
+
+/// The gRPC services alone.
+pub(crate) fn services(c: &ChainFire) -> grpc::Grpc {
+    grpc::Grpc::new(Api(c.clone()))
+}

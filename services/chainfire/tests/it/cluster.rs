@@ -188,3 +188,48 @@ async fn a_cluster_of_one_grows_and_its_founder_leaves() {
         s.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_asked_of_any_member_and_signs_of_life_are_no_entries() {
+    let (_places, _, servers) = three().await;
+    until("a leader", async || leader(&servers).is_some()).await;
+    let lead = leader(&servers).expect("just seen");
+    let url = |i: usize| servers[(lead + i) % 3].as_ref().expect("runs").operator.clone();
+    until("everybody to say its name", async || {
+        let list = ok(&url(0), &["member", "list"]).await;
+        ["client-of-a", "client-of-b", "client-of-c"].iter().all(|n| list.contains(n))
+    })
+    .await;
+    let (mut near, mut far) =
+        (LeaseClient::new(channel(&url(1)).await), LeaseClient::new(channel(&url(2)).await));
+    near.lease_grant(LeaseGrantRequest { id: 9, ttl: 60 }).await.expect("grant");
+    ok(&url(1), &["put", "k", "v", "--lease=9"]).await;
+    let ask = LeaseTimeToLiveRequest { id: 9, keys: true };
+    let left = far.lease_time_to_live(ask).await.expect("time to live").into_inner();
+    assert_eq!((left.granted_ttl, &left.keys[..]), (60, &["k".into()][..]));
+    assert!((50..=60).contains(&left.ttl), "{left:?}");
+    let gone = LeaseTimeToLiveRequest { id: 77, keys: false };
+    assert_eq!(far.lease_time_to_live(gone).await.expect("answer").into_inner().ttl, -1);
+    assert_eq!(far.lease_leases(LeaseLeasesRequest {}).await.expect("list").into_inner().leases[0].id, 9);
+    // The leader counts on; then a sign of life through a member that does not lead starts anew.
+    sleep(Duration::from_millis(2_100)).await;
+    let old = near.lease_time_to_live(ask).await.expect("time to live").into_inner().ttl;
+    assert!(old <= 58, "{old}");
+    let commit = || servers[lead].as_ref().expect("runs").chainfire.raft().commit;
+    let before = commit();
+    let beats =
+        futures::stream::iter((0..500).map(|i| LeaseKeepAliveRequest { id: if i == 400 { 78 } else { 9 } }));
+    let mut answers = far.lease_keep_alive(beats).await.expect("stream").into_inner();
+    let mut heard = Vec::new();
+    while let Some(a) = answers.message().await.expect("answer") {
+        heard.push((a.id, a.ttl));
+    }
+    assert_eq!(heard.len(), 500);
+    assert!(heard.iter().enumerate().all(|(i, a)| *a == if i == 400 { (78, 0) } else { (9, 60) }));
+    assert_eq!(commit(), before, "signs of life are no entries of the log");
+    let new = near.lease_time_to_live(ask).await.expect("time to live").into_inner().ttl;
+    assert!(new >= 59, "{new}");
+    for s in servers.into_iter().flatten() {
+        s.stop().await;
+    }
+}
