@@ -2,7 +2,7 @@
 //!
 //! Rooms: [`model`] (etcd's semantics as a pure state machine over an ordered engine; `model::layout`
 //! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers),
-//! `lessor` (lease timers) and `leases` (what clients and time ask of them), [`cluster`] (members), `sweep` (removal of compacted history), `queue` (locks and
+//! `lessor` (lease timers) and `leases` (what clients and time ask of them), [`cluster`] (members), `sweep` (removal of compacted history), `room` (on the disk), `queue` (locks and
 //! elections), `store` (the running service),
 //! [`snapshot`] (the file of a whole state), `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
 //! etcdctl 3.4 needs a listener with `lenient_authority` (`photon_serve::listen`).
@@ -30,6 +30,7 @@ mod machine;
 #[allow(missing_docs, reason = "internal; public items are for the rooms of this crate")]
 mod model;
 mod queue;
+mod room;
 mod scope;
 pub mod snapshot;
 mod store;

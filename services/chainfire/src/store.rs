@@ -28,7 +28,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 use tokio::sync::mpsc;
@@ -50,6 +50,8 @@ pub struct ChainFireConfig {
     pub watch_ring: usize,
     /// Memory of the storage engine.
     pub engine: FjallOptions,
+    /// Bytes of the disk to keep free: below, writes are refused. None: some part of it; 0: not watched.
+    pub reserve: Option<u64>,
     /// Other members; none for a cluster that is and stays of one.
     pub peering: Option<Peering>,
 }
@@ -65,6 +67,7 @@ impl ChainFireConfig {
             progress_interval: Duration::from_secs(600),
             watch_ring: 32 << 20,
             engine: FjallOptions::default(),
+            reserve: None,
             peering: None,
         }
     }
@@ -110,6 +113,8 @@ pub(crate) struct Inner {
     pub asks: Option<Asks>,
     /// Signs of life of leases, on their way to the leader.
     pub beats: mpsc::Sender<Beat>,
+    /// The disk is nearly full.
+    pub short_of_room: AtomicBool,
     pub data_dir: Option<PathBuf>,
 }
 
@@ -196,6 +201,7 @@ impl ChainFire {
             asks: book.clone().map(Asks::new),
             book,
             beats: beat,
+            short_of_room: AtomicBool::new(false),
             data_dir,
             config,
             shared,
@@ -211,6 +217,7 @@ impl ChainFire {
         }
         me.inner.tasks.spawn("chainfire-expire", crate::leases::expire(weak.clone()));
         me.inner.tasks.spawn("chainfire-beats", crate::leases::relay(weak.clone(), beats));
+        me.inner.tasks.spawn("chainfire-room", crate::room::watch(weak.clone()));
         me.inner.tasks.spawn("chainfire-sweep", sweep(weak));
         Ok(me)
     }
@@ -221,10 +228,17 @@ impl ChainFire {
         self.inner.log.shutdown().await;
     }
 
-    /// Resolves when the log has ended, by [`ChainFire::shutdown`] or because the disk failed, with
-    /// the reason. The process should then end too: nothing is acknowledged any more.
+    /// Resolves when the log has ended, by [`ChainFire::shutdown`] or because the disk failed, or when the
+    /// state cannot be trusted any more; with the reason. The process should then end too: nothing is
+    /// acknowledged any more.
     pub async fn ended(&self) -> String {
-        self.inner.log.ended().await
+        let mut failed = self.inner.shared.failed.subscribe();
+        tokio::select! {
+            why = self.inner.log.ended() => why,
+            why = async { failed.wait_for(Option::is_some).await.ok().and_then(|w| w.clone()) } => {
+                why.unwrap_or_default()
+            }
+        }
     }
 
     /// The revision of the newest write applied here.
@@ -269,6 +283,7 @@ impl ChainFire {
 
     /// Puts a command through the log.
     pub(crate) async fn propose(&self, who: &Who, op: Op) -> EtcdResult<Answer> {
+        self.has_room(&op).await?;
         let data = Command::new(who, op).to_bytes()?;
         let c = &self.inner.counters;
         c.proposals_pending.fetch_add(1, Ordering::Relaxed);

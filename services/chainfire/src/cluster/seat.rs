@@ -86,7 +86,8 @@ pub(crate) fn member_id(peer_url: &str) -> u64 {
 }
 
 impl Peering {
-    fn me(&self, name: &str) -> Result<&Founder> {
+    /// The member of this name, which must be among those named.
+    pub fn me(&self, name: &str) -> Result<&Founder> {
         self.initial.iter().find(|f| f.name == name).ok_or_else(|| {
             Error::invalid("initial-cluster", format!("does not name this member, {name:?}"))
                 .hint("--name and --initial-cluster NAME=URL,… must agree")

@@ -15,6 +15,7 @@ mod kv;
 mod line;
 mod maintenance;
 mod proxy;
+mod room;
 mod stream;
 mod tenant;
 mod watch;
