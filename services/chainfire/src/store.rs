@@ -3,7 +3,7 @@
 
 use crate::{
     EtcdError, EtcdResult,
-    cluster::{AddressBook, Asks, Peering, Seat, stable_id},
+    cluster::{AddressBook, Asks, By, Peering, Seat, stable_id},
     command::{Command, MAX_REQUEST, Op},
     leases::{BEATS_MAX, Beat},
     machine::{Published, Shared, StateMachine},
@@ -101,9 +101,10 @@ pub(crate) struct Inner {
     pub group: Group<StateMachine>,
     pub tasks: Tasks,
     pub counters: Counters,
-    /// As known at the start; see [`ChainFire::cluster_id`].
     pub cluster_id: u64,
     pub member_id: u64,
+    /// How it came to its cluster.
+    pub by: By,
     /// This member in Raft.
     pub node: NodeId,
     pub peers: Option<Peers>,
@@ -117,6 +118,9 @@ pub(crate) struct Inner {
     pub short_of_room: AtomicBool,
     pub data_dir: Option<PathBuf>,
 }
+
+/// A file whose presence says that the state is not to be used, and why.
+pub(crate) const DAMAGED: &str = "state.damaged";
 
 /// The member of a cluster without peers.
 const ALONE: NodeId = NodeId(1);
@@ -161,17 +165,19 @@ impl ChainFire {
     ) -> photon_base::Result<ChainFire> {
         let tasks = Tasks::new();
         let seat = match &config.peering {
-            Some(p) => p.seat(&config.name, data_dir.as_deref())?,
+            Some(p) => p.seat(&config.name, data_dir.as_deref()).await?,
             None => Seat {
                 cluster: stable_id(b"cluster", b"chainfire"),
                 member: stable_id(b"member", config.name.as_bytes()),
+                by: By::Founding,
+                others: Vec::new(),
             },
         };
         if let Some(p) = &mut config.peering {
-            p.seated(&config.name, seat);
+            p.seated(&config.name, &seat);
         }
         let (node, founders) = match &config.peering {
-            Some(p) => (NodeId(seat.member), p.founders()),
+            Some(p) => (NodeId(seat.member), p.founders(&seat)),
             None => (ALONE, vec![ALONE]),
         };
         let ring = config.watch_ring;
@@ -179,7 +185,7 @@ impl ChainFire {
         let (machine, shared) = photon_rt::task::blocking(move || StateMachine::open(engine, ring))
             .await
             .map_err(|e| refuse(e.to_string()))?;
-        let book = config.peering.as_ref().map(|p| Arc::new(AddressBook::new(p, shared.clone())));
+        let book = config.peering.as_ref().map(|p| Arc::new(AddressBook::new(p, &seat, shared.clone())));
         let peers = book.clone().map(|book| Peers::new(node, seat.cluster, book, &tasks));
         let (beat, beats) = mpsc::channel(BEATS_MAX);
         let transport = peers.clone();
@@ -196,6 +202,7 @@ impl ChainFire {
         let inner = Arc::new(Inner {
             cluster_id: seat.cluster,
             member_id: seat.member,
+            by: seat.by,
             node,
             peers,
             asks: book.clone().map(Asks::new),

@@ -2,13 +2,16 @@
 //! Raft. The first bytes of a connection tell which of the two it is. Whoever is let in there is a member
 //! (the listener's TLS sees to it), so that a call counts as an operator's; but only those below are served.
 
-use super::connect::AddressBook;
+use super::connect::{AddressBook, Connect};
 use crate::store::Inner;
 use axum::body::Body;
 use http::{Request, Response, StatusCode};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use photon_raft::{NodeId, peers::Dial};
+use photon_raft::{
+    NodeId,
+    peers::{Dial, Dialing},
+};
 use photon_rt::time::Duration;
 use std::{
     collections::HashMap,
@@ -56,8 +59,17 @@ impl Asks {
 }
 
 fn channel(book: Arc<AddressBook>, to: NodeId) -> Channel {
+    over(move || book.dial(to))
+}
+
+/// Calls to whoever is at a peer URL, by one that is no member yet.
+pub(super) fn channel_to(connect: Arc<dyn Connect>, url: String) -> Channel {
+    over(move || connect.connect(&url))
+}
+
+fn over(dial: impl Fn() -> Dialing + Send + 'static) -> Channel {
     let connect = tower::service_fn(move |_: http::Uri| {
-        let dialing = book.dial(to);
+        let dialing = dial();
         async move { dialing.await.map(TokioIo::new) }
     });
     Endpoint::from_static("http://member")

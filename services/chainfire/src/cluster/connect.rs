@@ -2,7 +2,7 @@
 
 use super::{
     ask,
-    seat::{Founder, Peering},
+    seat::{Founder, Peering, Seat},
 };
 use crate::{machine::Shared, store::Inner};
 use photon_auth::{Identity, Kind, LiveCertificate, identity_of, live_client_config};
@@ -95,16 +95,18 @@ pub enum Admit {
 }
 
 impl AddressBook {
-    pub(crate) fn new(peering: &Peering, shared: Arc<Shared>) -> AddressBook {
-        let told = peering.initial.iter().map(|f| (NodeId(f.id()), f.clone()));
+    pub(crate) fn new(peering: &Peering, seat: &Seat, shared: Arc<Shared>) -> AddressBook {
+        let initial = peering.initial.iter().map(|f| (NodeId(f.id()), f.clone()));
+        let others = seat.others.iter().map(|(id, url)| (NodeId(*id), Founder::new("", url)));
         let (connect, sighted) = (peering.connect.clone(), peering.sighted.clone());
-        AddressBook { shared, told: told.collect(), connect, sighted }
+        AddressBook { shared, told: initial.chain(others).collect(), connect, sighted }
     }
 
     fn name(&self, node: NodeId) -> Option<String> {
         let rules = &self.shared.published().rules;
-        let known = rules.member(node.0).map(|m| m.name.clone()).filter(|n| !n.is_empty());
-        known.or_else(|| self.told.get(&node).map(|f| f.name.clone()))
+        let known = rules.member(node.0).map(|m| m.name.clone());
+        let told = || self.told.get(&node).map(|f| f.name.clone());
+        known.filter(|n| !n.is_empty()).or_else(told).filter(|n| !n.is_empty())
     }
 
     /// Whether this host may speak for `node`. One that nobody knows by name yet may be any host: this member

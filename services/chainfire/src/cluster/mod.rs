@@ -3,19 +3,21 @@
 //!
 //! A cluster is founded by members that all know each other's names and peer URLs (etcd's static bootstrap),
 //! or grows from one. A member that joins later knows the URLs of some others, is added through any of them,
-//! and learns the rest from the log.
+//! asks them for its number, and learns the rest from the log.
 
 mod ask;
 mod connect;
+mod join;
 mod roster;
 mod seat;
 
 pub(crate) use ask::{Asks, FromMember};
 pub(crate) use connect::AddressBook;
 pub use connect::{Admit, Connect, PlainTcp, Sighted, TlsTcp};
+pub use join::{Rejoined, rejoin};
 pub use roster::Mate;
+pub(crate) use seat::{By, ORIGIN, Seat, keep, new_id, stable_id};
 pub use seat::{Founder, Peering, assign};
-pub(crate) use seat::{Seat, member_id, stable_id};
 
 use crate::{
     ChainFire, EtcdError, EtcdResult,
@@ -27,7 +29,7 @@ use crate::{
     who::Who,
 };
 use photon_base::{Code, Error, Result};
-use photon_raft::{Change, GroupStatus, Members, NodeId, Role, peers::Peers};
+use photon_raft::{Change, GroupStatus, Members, NodeId, Role};
 use photon_rt::{
     net::TcpListener,
     time::{Duration, sleep},
@@ -35,6 +37,10 @@ use photon_rt::{
 use rustls::ServerConfig;
 use std::sync::{Arc, Weak};
 use tokio_rustls::TlsAcceptor;
+
+/// What helps a member that must not go on with what it has.
+pub(crate) const REJOIN: &str =
+    "photon chainfire rejoin, with the flags of serve, gives this member a new place in its cluster";
 
 /// Entries that a learner may lack and still be let vote.
 const NEAR: u64 = 1_000;
@@ -89,14 +95,20 @@ impl ChainFire {
         Ok(())
     }
 
+    /// This member is one of the founders.
+    fn founds(&self) -> bool {
+        let existing = self.inner.config.peering.as_ref().is_none_or(|p| p.existing);
+        self.inner.by == By::Founding && !existing
+    }
+
     /// etcd's number of a member. The one of a cluster without peers has another in Raft.
     pub(crate) fn etcd_id(&self, node: NodeId) -> u64 {
         if node == self.inner.node { self.inner.member_id } else { node.0 }
     }
 
-    /// The cluster's number; 0 while this member waits to be told.
+    /// The cluster's number.
     pub(crate) fn cluster_id(&self) -> u64 {
-        self.inner.peers.as_ref().map_or(self.inner.cluster_id, Peers::cluster)
+        self.inner.cluster_id
     }
 
     /// Changes who shall be a member.
@@ -112,7 +124,7 @@ impl ChainFire {
             ));
         }
         // Whoever comes first must not be taken for all there are.
-        let founded = self.inner.config.peering.as_ref().filter(|p| !p.existing);
+        let founded = self.inner.config.peering.as_ref().filter(|_| self.founds());
         if let Some(p) = founded.filter(|_| self.published().rules.members.is_empty()) {
             self.propose_members(&Who::cloud(), MemberVerb::Found, p.records()).await?;
         }
@@ -172,15 +184,9 @@ impl ChainFire {
     async fn tend(&self, peering: &Peering) {
         let (i, state) = (&self.inner, self.published());
         let Some(peers) = &i.peers else { return };
-        let seat = Seat { member: i.member_id, cluster: peers.cluster() };
-        if i.cluster_id != seat.cluster
-            && let Err(e) = seat::keep(seat, i.data_dir.as_deref())
-        {
-            tracing::warn!(error = %e, "the cluster's number could not be kept");
-        }
         let (status, group) = (i.group.status(), i.group.members());
         let done = match state.rules.member(i.member_id) {
-            None if state.rules.members.is_empty() && status.role == Role::Leader => {
+            None if self.founds() && state.rules.members.is_empty() && status.role == Role::Leader => {
                 self.propose_members(&Who::cloud(), MemberVerb::Found, peering.records()).await
             }
             Some(m) if (&m.name, &m.client_urls) != (&i.config.name, &i.config.client_urls) => {
