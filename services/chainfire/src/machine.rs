@@ -16,7 +16,10 @@ use photon_kv::{
 };
 use photon_raft::{Machine, MachineError, Position};
 use prost::Message;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{
+    Arc, Mutex, PoisonError, RwLock,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::watch;
 
 /// A state that readers use.
@@ -54,6 +57,8 @@ pub struct Shared {
     pub sweeping: Mutex<()>,
     /// Why the state does not follow the log any more.
     pub failed: watch::Sender<Option<String>>,
+    /// False while the state is only what is left of one: nothing of it may be served.
+    pub whole: AtomicBool,
 }
 
 impl Shared {
@@ -126,6 +131,7 @@ impl StateMachine {
             tokens: Tokens::default(),
             sweeping: Mutex::new(()),
             failed: watch::Sender::new(None),
+            whole: AtomicBool::new(true),
         });
         Ok((StateMachine { shared: shared.clone(), state }, shared))
     }
@@ -223,6 +229,7 @@ impl Machine for StateMachine {
         let all = leases(&*shared.published().view).map_err(fatal)?;
         shared.lessor.replace(&all);
         shared.hub.jump(self.state.revision.max(old));
+        shared.whole.store(true, Ordering::Release);
         Ok(())
     }
 }

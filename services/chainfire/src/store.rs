@@ -7,14 +7,14 @@ use crate::{
     command::{Command, MAX_REQUEST, Op},
     leases::{BEATS_MAX, Beat},
     machine::{Published, Shared, StateMachine},
-    model::{Answer, apply::read_only_txn, check, layout::SPACES},
+    model::{Answer, apply::read_only_txn, check},
     who::Who,
     wire::etcdserverpb::{
         AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
         PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, alarm_request::AlarmAction,
     },
 };
-use photon_kv::engine::{Engine, FjallEngine, FjallOptions};
+use photon_kv::engine::{Engine, FjallOptions};
 use photon_raft::{
     Group, GroupId, GroupStatus, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig, peers::Peers,
 };
@@ -119,12 +119,15 @@ pub(crate) struct Inner {
     pub data_dir: Option<PathBuf>,
 }
 
+/// A file whose presence says that the state failed, and why: the next start reads it whole.
+pub(crate) const SUSPECT: &str = "state.suspect";
+
 /// A file whose presence says that the state is not to be used, and why.
 pub(crate) const DAMAGED: &str = "state.damaged";
 
 /// The member of a cluster without peers.
 const ALONE: NodeId = NodeId(1);
-const GROUP: GroupId = GroupId(1);
+pub(crate) const GROUP: GroupId = GroupId(1);
 
 impl ChainFire {
     /// Opens or makes the store in the configured folder and starts serving it (call within a tokio
@@ -134,16 +137,12 @@ impl ChainFire {
         if let Some(p) = &config.peering {
             p.adopt(&config.name, &config.data_dir)?;
         }
-        let (state, log) = (config.data_dir.join("state"), config.data_dir.join("log"));
+        let (home, log) = (config.data_dir.clone(), config.data_dir.join("log"));
         let options = config.engine;
         let opened = photon_rt::task::blocking(move || {
-            let engine = FjallEngine::open(&state, &SPACES, options).map_err(|e| e.to_string())?;
-            let disk = RealDisk::open(&log).map_err(|e| format!("{}: {e}", log.display()))?;
-            Ok::<_, String>((engine, disk))
+            Ok::<_, photon_base::Error>((crate::heal::open_state(&home, options)?, RealDisk::open(&log)?))
         });
-        let (engine, disk) = opened
-            .await
-            .map_err(|e| photon_base::Error::internal("ChainFire's data does not open").why(e))?;
+        let (engine, disk) = opened.await?;
         let dir = Some(config.data_dir.clone());
         Self::start(config, dir, Arc::new(engine), Arc::new(disk)).await
     }
@@ -185,6 +184,10 @@ impl ChainFire {
         let (machine, shared) = photon_rt::task::blocking(move || StateMachine::open(engine, ring))
             .await
             .map_err(|e| refuse(e.to_string()))?;
+        if let Some(dir) = data_dir.clone().filter(|_| shared.published().revision <= 1) {
+            let remnant = photon_rt::task::blocking(move || crate::heal::is_remnant(&dir)).await?;
+            shared.whole.store(!remnant, Ordering::Release);
+        }
         let book = config.peering.as_ref().map(|p| Arc::new(AddressBook::new(p, &seat, shared.clone())));
         let peers = book.clone().map(|book| Peers::new(node, seat.cluster, book, &tasks));
         let (beat, beats) = mpsc::channel(BEATS_MAX);
@@ -193,11 +196,12 @@ impl ChainFire {
             Some(p) => Store::open(StoreConfig::new(node), disk, p.transport()),
             None => Store::open(StoreConfig::new(node), disk, NoTransport),
         });
-        let log = Arc::new(log.await.map_err(|e| refuse(e.to_string()))?);
+        let log = Arc::new(log.await.map_err(|e| crate::heal::damaged_log(&e))?);
         if let Some(p) = &peers {
             p.attach(&log);
         }
-        let group = log.create_group(GROUP, &founders, machine).await.map_err(|e| refuse(e.to_string()))?;
+        let group = log.create_group(GROUP, &founders, machine).await;
+        let group = group.map_err(|e| crate::heal::damaged_log(&e))?;
         let peering = config.peering.clone();
         let inner = Arc::new(Inner {
             cluster_id: seat.cluster,
@@ -224,6 +228,7 @@ impl ChainFire {
         }
         me.inner.tasks.spawn("chainfire-expire", crate::leases::expire(weak.clone()));
         me.inner.tasks.spawn("chainfire-beats", crate::leases::relay(weak.clone(), beats));
+        me.inner.tasks.spawn("chainfire-heal", crate::heal::watch(weak.clone()));
         me.inner.tasks.spawn("chainfire-room", crate::room::watch(weak.clone()));
         me.inner.tasks.spawn("chainfire-sweep", sweep(weak));
         Ok(me)

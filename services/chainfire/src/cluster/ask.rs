@@ -26,7 +26,14 @@ use tower::ServiceExt;
 pub(super) const PREFACE: &[u8; 4] = b"PRI ";
 
 /// What members may call.
-const SERVED: [&str; 2] = ["/etcdserverpb.Lease/LeaseKeepAlive", "/etcdserverpb.Lease/LeaseTimeToLive"];
+const SERVED: [&str; 6] = [
+    "/etcdserverpb.Lease/LeaseKeepAlive",
+    "/etcdserverpb.Lease/LeaseTimeToLive",
+    "/etcdserverpb.Cluster/MemberList",
+    "/etcdserverpb.Cluster/MemberAdd",
+    "/etcdserverpb.Cluster/MemberRemove",
+    "/etcdserverpb.Maintenance/HashKV",
+];
 
 /// Among a request's extensions: a member asks for itself, so that it is not to be passed on.
 #[derive(Clone, Copy, Debug)]

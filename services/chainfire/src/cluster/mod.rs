@@ -59,7 +59,9 @@ fn next_step(
     let mut changes = Vec::new();
     for m in &wanted.members {
         let node = NodeId(m.id);
-        let near = now.matched.get(&node).is_some_and(|i| i.saturating_add(NEAR) >= status.commit);
+        // One that has not been heard of is not near, however short the log: its vote would be missing.
+        let near = |i: &u64| *i > 0 && i.saturating_add(NEAR) >= status.commit;
+        let near = now.matched.get(&node).is_some_and(near);
         match (now.voters.contains(&node), now.learners.contains(&node)) {
             (false, false) => changes.push(Change::Learner(node)),
             (false, true) if !m.learner && near => changes.push(Change::Voter(node)),
@@ -263,6 +265,9 @@ mod tests {
         assert_eq!(step(&one, &wanted(&[1, 2], &[3])).map(|c| c.len()), Ok(2));
         let mut grown = Members { voters: set(&[1]), learners: set(&[2, 3]), ..Default::default() };
         assert_eq!(step(&grown, &wanted(&[1, 2], &[3])), Ok(vec![]), "who is far behind waits");
+        grown.matched = [(NodeId(2), 0), (NodeId(3), 0)].into();
+        let early = GroupStatus { commit: 10, ..Default::default() };
+        assert_eq!(next_step(me, &grown, &early, &wanted(&[1, 2], &[3])), Ok(vec![]), "it has not started");
         grown.matched = [(NodeId(2), 9_500), (NodeId(3), 9_999)].into();
         assert_eq!(step(&grown, &wanted(&[1, 2], &[3])), Ok(vec![Change::Voter(NodeId(2))]));
         let three = Members { voters: set(&[1, 2, 3]), ..Default::default() };

@@ -8,6 +8,7 @@ use chainfire::{
         lease_client::LeaseClient, watch_client::WatchClient, watch_request::RequestUnion, *,
     },
 };
+use photon_kv::engine::FjallOptions;
 use photon_rt::{
     net::TcpListener,
     time::{Duration, now, sleep, timeout},
@@ -15,45 +16,58 @@ use photon_rt::{
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
 /// A place for a member: its folder, and a port for its peers that stays its own.
-struct Place {
-    name: String,
-    dir: tempfile::TempDir,
+pub struct Place {
+    pub name: String,
+    pub dir: tempfile::TempDir,
     peers: SocketAddr,
 }
 
 impl Place {
     /// The socket is bound again at each start; nobody else takes a port just released, in practice.
-    async fn new(name: &str) -> (Place, TcpListener) {
+    pub async fn new(name: &str) -> (Place, TcpListener) {
         let socket = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
         let peers = socket.local_addr().expect("address");
         (Place { name: name.into(), dir: tempfile::tempdir().expect("temp dir"), peers }, socket)
     }
 
-    fn founder(&self) -> Founder {
+    pub fn founder(&self) -> Founder {
         Founder::new(&self.name, format!("http://{}", self.peers))
     }
 
-    async fn start(&self, initial: &[Founder], existing: bool, socket: Option<TcpListener>) -> Server {
+    pub async fn start(&self, initial: &[Founder], existing: bool, socket: Option<TcpListener>) -> Server {
+        self.open(initial, existing, socket).await.expect("it starts")
+    }
+
+    pub fn peering(&self, initial: &[Founder], existing: bool) -> Peering {
+        Peering { existing, token: "test".into(), ..Peering::new(initial.to_vec(), Arc::new(PlainTcp)) }
+    }
+
+    pub async fn open(
+        &self,
+        initial: &[Founder],
+        existing: bool,
+        socket: Option<TcpListener>,
+    ) -> photon_base::Result<Server> {
         let socket = match socket {
             Some(s) => s,
             None => photon_rt::net::listen(self.peers).await.expect("its port"),
         };
-        let peering =
-            Peering { existing, token: "test".into(), ..Peering::new(initial.to_vec(), Arc::new(PlainTcp)) };
         let dir: &Path = self.dir.path();
         let config = ChainFireConfig {
             name: self.name.clone(),
-            peering: Some(peering),
+            peering: Some(self.peering(initial, existing)),
             client_urls: vec![format!("http://client-of-{}", self.name)],
+            // So small that a test's keys get into tables.
+            engine: FjallOptions { write_buffer: 64 << 10, ..FjallOptions::default() },
             ..ChainFireConfig::new(dir)
         };
-        let s = Server::with(config).await;
+        let s = Server::open(config).await?;
         s.chainfire.serve_peers(socket, None).expect("peers");
-        s
+        Ok(s)
     }
 }
 
-async fn until(what: &str, mut f: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, mut f: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !f().await {
             sleep(Duration::from_millis(20)).await;
@@ -62,7 +76,7 @@ async fn until(what: &str, mut f: impl AsyncFnMut() -> bool) {
     timeout(Duration::from_secs(60), what, wait).await.expect("in time");
 }
 
-async fn three() -> (Vec<Place>, Vec<Founder>, Vec<Option<Server>>) {
+pub async fn three() -> (Vec<Place>, Vec<Founder>, Vec<Option<Server>>) {
     let (mut places, mut sockets) = (Vec::new(), Vec::new());
     for name in ["a", "b", "c"] {
         let (place, socket) = Place::new(name).await;
@@ -77,7 +91,7 @@ async fn three() -> (Vec<Place>, Vec<Founder>, Vec<Option<Server>>) {
     (places, founders, servers)
 }
 
-fn leader(servers: &[Option<Server>]) -> Option<usize> {
+pub fn leader(servers: &[Option<Server>]) -> Option<usize> {
     servers.iter().position(|s| s.as_ref().is_some_and(|s| s.chainfire.raft_role() == "leader"))
 }
 

@@ -5,6 +5,8 @@
 mod auth;
 mod client;
 mod cluster;
+mod codegen;
+mod damage;
 mod differential;
 mod etcdctl;
 mod gateway;
