@@ -57,8 +57,8 @@ impl Place {
             name: self.name.clone(),
             peering: Some(self.peering(initial, existing)),
             client_urls: vec![format!("http://client-of-{}", self.name)],
-            // So small that a test's keys get into tables.
-            engine: FjallOptions { write_buffer: 64 << 10, ..FjallOptions::default() },
+            // So small that a test's keys get into tables, and are read from there.
+            engine: FjallOptions { write_buffer: 64 << 10, cache: 1 << 10 },
             ..ChainFireConfig::new(dir)
         };
         let s = Server::open(config).await?;
