@@ -46,6 +46,10 @@ pub struct ChainFireConfig {
     pub peer_urls: Vec<String>,
     /// How often an idle watch that asked for it hears how far it is.
     pub progress_interval: Duration,
+    /// Time without a sign of life after which a member stands for election.
+    pub election: Duration,
+    /// How often the leader compares what members hold; zero: never.
+    pub corrupt_check: Duration,
     /// Memory for recent changes that watchers share, bytes.
     pub watch_ring: usize,
     /// Memory of the storage engine.
@@ -65,6 +69,8 @@ impl ChainFireConfig {
             client_urls: vec!["http://localhost:2379".into()],
             peer_urls: vec!["http://localhost:2380".into()],
             progress_interval: Duration::from_secs(600),
+            election: Duration::from_secs(1),
+            corrupt_check: Duration::from_secs(3_600),
             watch_ring: 32 << 20,
             engine: FjallOptions::default(),
             reserve: None,
@@ -192,9 +198,11 @@ impl ChainFire {
         let peers = book.clone().map(|book| Peers::new(node, seat.cluster, book, &tasks));
         let (beat, beats) = mpsc::channel(BEATS_MAX);
         let transport = peers.clone();
+        let mut raft = StoreConfig::new(node);
+        raft.tick = config.election / raft.core.election_ticks.max(1) as u32;
         let log = photon_rt::task::blocking(move || match transport {
-            Some(p) => Store::open(StoreConfig::new(node), disk, p.transport()),
-            None => Store::open(StoreConfig::new(node), disk, NoTransport),
+            Some(p) => Store::open(raft, disk, p.transport()),
+            None => Store::open(raft, disk, NoTransport),
         });
         let log = Arc::new(log.await.map_err(|e| crate::heal::damaged_log(&e))?);
         if let Some(p) = &peers {

@@ -110,6 +110,13 @@ impl ChainFire {
     }
 }
 
+impl ChainFire {
+    /// The pages of [`ChainFire::router`] alone.
+    pub fn status_pages(&self) -> axum::Router {
+        http::pages(self)
+    }
+}
+
 /// The gRPC services alone.
 pub(crate) fn services(c: &ChainFire) -> grpc::Grpc {
     grpc::Grpc::new(Api(c.clone()))

@@ -5,7 +5,6 @@
 mod auth;
 mod client;
 mod cluster;
-mod codegen;
 mod damage;
 mod differential;
 mod etcdctl;
