@@ -59,6 +59,21 @@ pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
     File::open(path)
 }
 
+/// Room on the file system of a path, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What others than root may still take.
+    pub free: u64,
+    /// Size of the file system.
+    pub total: u64,
+}
+
+/// Room on the file system of `path`.
+pub fn space(path: impl AsRef<Path>) -> io::Result<Space> {
+    let s = rustix::fs::statvfs(path.as_ref())?;
+    Ok(Space { free: s.f_bavail.saturating_mul(s.f_frsize), total: s.f_blocks.saturating_mul(s.f_frsize) })
+}
+
 fn context(what: &str, path: &Path, e: std::io::Error) -> Error {
     let code = match e.kind() {
         std::io::ErrorKind::NotFound => Code::NotFound,

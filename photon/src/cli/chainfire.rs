@@ -1,8 +1,12 @@
-//! `photon chainfire snapshot`: save, look at and restore whole states.
+//! `photon chainfire snapshot`: save, look at and restore whole states; and what helps a member or a cluster
+//! that lost its disk (`rejoin`, `recover`).
 
 use super::{Format, Global, output};
 use crate::node::Paths;
-use chainfire::snapshot::{self, JsonPieces, Saver, SnapshotStatus};
+use chainfire::{
+    cluster::Peering,
+    snapshot::{self, JsonPieces, Saver, SnapshotStatus},
+};
 use futures::StreamExt;
 use http_body_util::BodyExt;
 use photon_auth::CertPair;
@@ -59,6 +63,53 @@ pub async fn snapshot(global: &Global, command: SnapshotCommand) -> Result<()> {
     Ok(())
 }
 
+/// `photon chainfire rejoin`.
+pub async fn rejoin(global: &Global, name: &str, peering: &Peering) -> Result<()> {
+    let done = chainfire::cluster::rejoin(&global.data_dir(), name, peering).await?;
+    let value = json!({
+        "before": done.before.map(|b| format!("{b:x}")),
+        "member": format!("{:x}", done.member),
+        "cluster": format!("{:x}", done.cluster),
+        "next": "start it with the flags that it had; it votes when it has caught up",
+    });
+    let columns = [("BEFORE", "/before"), ("MEMBER", "/member"), ("CLUSTER", "/cluster"), ("NEXT", "/next")];
+    tell(global, &columns, value);
+    Ok(())
+}
+
+/// `photon chainfire recover`.
+pub async fn recover(global: &Global, name: String, peer_url: String) -> Result<()> {
+    let dir = global.data_dir();
+    let done = photon_rt::task::blocking(move || chainfire::recover::recover(&dir, &name, &peer_url)).await?;
+    let value = json!({
+        "revision": done.revision,
+        "keys": done.keys,
+        "applied": done.applied,
+        "lost": done.log,
+        "member": format!("{:x}", done.member),
+        "cluster": format!("{:x}", done.cluster),
+        "next": "start it with its --name and --initial-cluster NAME=URL, then add members, with empty folders",
+    });
+    let columns = [
+        ("REVISION", "/revision"),
+        ("KEYS", "/keys"),
+        ("FROM LOG", "/applied"),
+        ("LOG LOST", "/lost"),
+        ("MEMBER", "/member"),
+        ("CLUSTER", "/cluster"),
+        ("NEXT", "/next"),
+    ];
+    tell(global, &columns, value);
+    Ok(())
+}
+
+fn tell(global: &Global, columns: &[(&str, &str)], value: serde_json::Value) {
+    match global.output {
+        Format::Table | Format::Name => output::table(columns, &[value]),
+        f => output::value(f, &value),
+    }
+}
+
 fn show(global: &Global, s: &SnapshotStatus) {
     let value = json!({
         "hash": format!("{:08x}", s.hash),
@@ -66,18 +117,9 @@ fn show(global: &Global, s: &SnapshotStatus) {
         "totalKey": s.total_keys,
         "totalSize": s.total_size,
     });
-    match global.output {
-        Format::Table | Format::Name => {
-            let columns = [
-                ("HASH", "/hash"),
-                ("REVISION", "/revision"),
-                ("VERSIONS", "/totalKey"),
-                ("BYTES", "/totalSize"),
-            ];
-            output::table(&columns, &[value]);
-        }
-        f => output::value(f, &value),
-    }
+    let columns =
+        [("HASH", "/hash"), ("REVISION", "/revision"), ("VERSIONS", "/totalKey"), ("BYTES", "/totalSize")];
+    tell(global, &columns, value);
 }
 
 async fn save(global: &Global, file: PathBuf, endpoints: Option<String>) -> Result<SnapshotStatus> {

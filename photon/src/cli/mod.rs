@@ -7,6 +7,7 @@ mod console;
 mod daemon;
 mod doctor;
 mod env;
+mod etcd;
 mod image;
 mod import;
 mod join;
@@ -129,7 +130,18 @@ enum Command {
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let command = kinds::add_to(Cli::command(), &photon_api::registry());
-    let matches = match command.clone().try_get_matches() {
+    let mut words: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if etcd::is_name(&words) {
+        words = match etcd::translate(&words) {
+            Ok(etcd::Line::Serve(words)) => words,
+            Ok(etcd::Line::Print(text)) => {
+                output::line(&text);
+                return ExitCode::SUCCESS;
+            }
+            Err(e) => return fail(&e, Format::Table),
+        };
+    }
+    let matches = match command.clone().try_get_matches_from(words) {
         Ok(m) => m,
         Err(e) => {
             let code = e.exit_code();

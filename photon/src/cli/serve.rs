@@ -7,7 +7,7 @@ use chainfire::{
 };
 use photon_auth::{CertPair, LiveCertificate, mutual_config};
 use photon_base::{Code, Error, Result};
-use photon_rt::task::Tasks;
+use photon_rt::{net::TcpListener, task::Tasks, time::Duration};
 use photon_serve::listen::Listener;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,6 +31,28 @@ pub enum ChainfireCommand {
     /// with --peer- before it. Whoever has a certificate of that authority may do everything.
     #[command(verbatim_doc_comment)]
     Serve(Box<ServeArgs>),
+    /// Give this member, whose log is damaged or gone, a new place in its cluster. Wipes what it has.
+    ///
+    /// The other members must run and this one must not. Takes the flags of `serve`; start it with the same
+    /// flags as before then.
+    ///
+    /// Example: photon chainfire rejoin --tls off --name b --data-dir /tmp/b
+    /// --initial-cluster a=http://127.0.0.1:2380,b=http://127.0.0.1:3380,c=http://127.0.0.1:4380
+    #[command(verbatim_doc_comment)]
+    Rejoin(Box<ServeArgs>),
+    /// Make a new cluster of one out of what a stopped member has on disk, when the quorum is lost for good.
+    ///
+    /// Members of the old cluster cannot come back into it; add new ones.
+    ///
+    /// Example: photon chainfire recover --data-dir /tmp/b --name b --peer-url http://127.0.0.1:3380
+    Recover {
+        /// Name of the member.
+        #[arg(long, env = "ETCD_NAME", default_value = "default")]
+        name: String,
+        /// Where members will reach it.
+        #[arg(long, value_name = "URL")]
+        peer_url: String,
+    },
     /// Save the store to a file, look at such a file, restore it.
     #[command(subcommand)]
     Snapshot(super::chainfire::SnapshotCommand),
@@ -53,9 +75,12 @@ pub struct ServeArgs {
         long,
         env = "ETCD_LISTEN_CLIENT_URLS",
         default_value = "http://127.0.0.1:2379",
-        value_name = "URL"
+        value_name = "URL,…"
     )]
     listen_client_urls: String,
+    /// Where `/metrics` and `/health` are served too, in plain text.
+    #[arg(long, env = "ETCD_LISTEN_METRICS_URLS", value_name = "URL,…")]
+    listen_metrics_urls: Option<String>,
     /// Where clients are told to connect; default: where they do.
     #[arg(long, env = "ETCD_ADVERTISE_CLIENT_URLS", value_name = "URL")]
     advertise_client_urls: Option<String>,
@@ -74,6 +99,22 @@ pub struct ServeArgs {
     /// Tells clusters apart that are founded with the same URLs.
     #[arg(long, env = "ETCD_INITIAL_CLUSTER_TOKEN", default_value = "etcd-cluster")]
     initial_cluster_token: String,
+    /// Time without a sign of life after which a member stands for election, milliseconds.
+    #[arg(long, env = "ETCD_ELECTION_TIMEOUT", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(50..=50_000))]
+    election_timeout: u64,
+    /// How often an idle watch that asked for it hears how far it is, as in 10m or 5s.
+    #[arg(long, env = "ETCD_EXPERIMENTAL_WATCH_PROGRESS_NOTIFY_INTERVAL", default_value = "10m", value_parser = super::etcd::duration, value_name = "TIME")]
+    watch_progress_notify_interval: Duration,
+    /// How often the leader compares what members hold; 0 never.
+    #[arg(long, env = "ETCD_EXPERIMENTAL_CORRUPT_CHECK_TIME", default_value = "1h", value_parser = super::etcd::duration, value_name = "TIME")]
+    corrupt_check_time: Duration,
+    /// Bytes of the disk to keep free: below, writes are refused until there is room again (alarm NOSPACE).
+    /// Default: a fiftieth, 192 MiB to 2 GiB, but at most a quarter. 0: do not watch.
+    #[arg(long, value_name = "BYTES")]
+    disk_reserve: Option<u64>,
+    /// debug, info, warn or error.
+    #[arg(long, env = "ETCD_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    log_level: String,
 }
 
 /// Who lets whom in, in etcd's names. Both sides show a certificate, always.
@@ -129,13 +170,19 @@ impl Certificates {
     }
 }
 
-/// The address of a URL. In plain text only loopback's: anything else would serve everybody, as there are no
-/// identities.
+/// Addresses to listen on, of URLs with commas between. In plain text only loopback's: anything else would
+/// serve everybody, as there are no identities.
+fn addresses(flag: &str, urls: &str, tls: bool) -> Result<Vec<SocketAddr>> {
+    urls.split(',').map(|url| address(flag, url.trim(), tls)).collect()
+}
+
 fn address(flag: &str, url: &str, tls: bool) -> Result<SocketAddr> {
     let scheme = if tls { "https://" } else { "http://" };
+    let local =
+        |a: &str| a.strip_prefix("localhost:").map_or_else(|| a.to_string(), |p| format!("127.0.0.1:{p}"));
     let addr: SocketAddr = url
         .strip_prefix(scheme)
-        .and_then(|a| a.trim_end_matches('/').parse().ok())
+        .and_then(|a| local(a.trim_end_matches('/')).parse().ok())
         .ok_or_else(|| Error::invalid(flag, format!("{url:?} is not {scheme}ADDRESS:PORT")))?;
     if !tls && !addr.ip().is_loopback() {
         return Err(Error::new(Code::Denied, format!("{addr} is not loopback"))
@@ -145,35 +192,45 @@ fn address(flag: &str, url: &str, tls: bool) -> Result<SocketAddr> {
     Ok(addr)
 }
 
+/// Where others are may be a name; what follows it is checked when it is dialled.
+fn reachable(flag: &str, url: &str, tls: bool) -> Result<()> {
+    let named = url.strip_prefix("https://").and_then(|a| a.trim_end_matches('/').rsplit_once(':'));
+    match named {
+        Some((host, port)) if tls && !host.is_empty() && port.parse::<u16>().is_ok() => Ok(()),
+        _ => address(flag, url, tls).map(drop),
+    }
+}
+
 impl ServeArgs {
     /// Where members connect to this one, and how it finds the others.
-    fn peering(&self, files: Option<&Files>) -> Result<Option<(SocketAddr, Peering)>> {
-        let address = |flag: &str, url: &str| address(flag, url, files.is_some());
+    fn peering(&self, files: Option<&Files>) -> Result<Option<(Vec<SocketAddr>, Peering)>> {
+        let tls = files.is_some();
         let advertised = self.initial_advertise_peer_urls.as_ref().or(self.listen_peer_urls.as_ref());
         let initial = match (&self.initial_cluster, advertised) {
             (None, None) => return Ok(None),
             (Some(text), _) => founders(text)?,
             (None, Some(url)) => vec![Founder::new(&self.name, url)],
         };
-        let me = initial.iter().find(|f| f.name == self.name).ok_or_else(|| {
-            Error::invalid("initial-cluster", format!("does not name this member, {:?}", self.name))
-                .hint("--name must be one of the names in --initial-cluster")
-        })?;
-        if advertised.is_some_and(|a| a.trim_end_matches('/') != me.peer_url.trim_end_matches('/')) {
-            return Err(Error::invalid("initial-cluster", "names another URL for this member than its own")
-                .hint("--initial-advertise-peer-urls (or --listen-peer-urls) must agree with it"));
-        }
-        let listen = address("listen-peer-urls", self.listen_peer_urls.as_deref().unwrap_or(&me.peer_url))?;
-        for f in &initial {
-            address("initial-cluster", &f.peer_url)?;
-        }
         let connect: Arc<dyn Connect> = match files {
             Some(f) => Arc::new(TlsTcp::new(LiveCertificate::new(&f.pair)?, &f.ca)?),
             None => Arc::new(PlainTcp),
         };
         let existing = self.initial_cluster_state == "existing";
         let token = self.initial_cluster_token.clone();
-        Ok(Some((listen, Peering { existing, token, ..Peering::new(initial, connect) })))
+        let peering = Peering { existing, token, ..Peering::new(initial, connect) };
+        let me = peering.me(&self.name)?;
+        let is_mine =
+            |a: &String| a.split(',').any(|a| a.trim_end_matches('/') == me.peer_url.trim_end_matches('/'));
+        if advertised.is_some_and(|a| !is_mine(a)) {
+            return Err(Error::invalid("initial-cluster", "names another URL for this member than its own")
+                .hint("--initial-advertise-peer-urls (or --listen-peer-urls) must agree with it"));
+        }
+        let listen = self.listen_peer_urls.as_deref().unwrap_or(&me.peer_url);
+        let listen = addresses("listen-peer-urls", listen, tls)?;
+        for f in &peering.initial {
+            reachable("initial-cluster", &f.peer_url, tls)?;
+        }
+        Ok(Some((listen, peering)))
     }
 }
 
@@ -186,43 +243,66 @@ fn founders(text: &str) -> Result<Vec<Founder>> {
     all.ok_or_else(|| Error::invalid("initial-cluster", format!("{text:?} is not NAME=URL,NAME=URL,…")))
 }
 
-/// Runs ChainFire until a signal.
+/// Runs `photon chainfire …`.
 pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()> {
-    let args = match command {
-        ChainfireCommand::Serve(args) => args,
-        ChainfireCommand::Snapshot(c) => return super::chainfire::snapshot(global, c).await,
-        ChainfireCommand::Import(args) => return super::import::run(global, *args).await,
-    };
+    match command {
+        ChainfireCommand::Serve(args) => serve(global, *args).await,
+        ChainfireCommand::Rejoin(args) => {
+            let members = args.certificates.for_members()?;
+            let (_, peering) = args.peering(members.as_ref())?.ok_or_else(|| {
+                Error::invalid("initial-cluster", "must name this member and at least one other")
+            })?;
+            super::chainfire::rejoin(global, &args.name, &peering).await
+        }
+        ChainfireCommand::Recover { name, peer_url } => {
+            super::chainfire::recover(global, name, peer_url).await
+        }
+        ChainfireCommand::Snapshot(c) => super::chainfire::snapshot(global, c).await,
+        ChainfireCommand::Import(args) => super::import::run(global, *args).await,
+    }
+}
+
+/// Runs ChainFire until a signal.
+async fn serve(global: &Global, args: ServeArgs) -> Result<()> {
     let (clients, members) = (args.certificates.for_clients()?, args.certificates.for_members()?);
     if args.tls.is_none() && clients.is_none() {
         return Err(Error::invalid("tls", "ChainFire alone needs certificates, or --tls off")
             .hint("--cert-file F --key-file F --trusted-ca-file F; or --tls off on loopback; or photon up"));
     }
-    let addr = address("listen-client-urls", &args.listen_client_urls, clients.is_some())?;
+    let addrs = addresses("listen-client-urls", &args.listen_client_urls, clients.is_some())?;
+    let metrics = args.listen_metrics_urls.as_deref().unwrap_or_default();
+    let metrics = match metrics {
+        "" => Vec::new(),
+        urls => addresses("listen-metrics-urls", urls, false)?,
+    };
     let peering = args.peering(members.as_ref())?;
     let tls = |files: &Option<Files>, alpn: &[&str]| {
         files.as_ref().map(|f| mutual_config(LiveCertificate::new(&f.pair)?, &f.ca, alpn)).transpose()
     };
     let (client_tls, peer_tls) = (tls(&clients, &["h2", "http/1.1"])?, tls(&members, &[])?);
-    photon_serve::logging::start("info", false);
+    photon_serve::logging::start(&args.log_level, false);
     let mut config = ChainFireConfig::new(global.data_dir());
     config.name = args.name.clone();
-    config.client_urls =
-        vec![args.advertise_client_urls.clone().unwrap_or_else(|| args.listen_client_urls.clone())];
-    // Both ports before anything else: a port that is taken should change nothing.
-    let socket = photon_rt::net::listen(addr).await?;
+    let advertised = args.advertise_client_urls.as_ref().unwrap_or(&args.listen_client_urls);
+    config.client_urls = advertised.split(',').map(|u| u.trim().to_string()).collect();
+    config.progress_interval = args.watch_progress_notify_interval;
+    config.election = Duration::from_millis(args.election_timeout);
+    config.corrupt_check = args.corrupt_check_time;
+    config.reserve = args.disk_reserve;
+    // All ports before anything else: a port that is taken should change nothing.
+    let (sockets, pages) = (bind(&addrs).await?, bind(&metrics).await?);
     let peers = match &peering {
-        Some((addr, p)) => {
+        Some((addrs, p)) => {
             config.peer_urls =
                 p.initial.iter().filter(|f| f.name == args.name).map(|f| f.peer_url.clone()).collect();
             config.peering = Some(p.clone());
-            Some(photon_rt::net::listen(*addr).await?)
+            bind(addrs).await?
         }
-        None => None,
+        None => Vec::new(),
     };
     let store = ChainFire::open(config).await?;
-    if let Some(socket) = peers {
-        store.serve_peers(socket, peer_tls)?;
+    for socket in peers {
+        store.serve_peers(socket, peer_tls.clone())?;
     }
     let tasks = Tasks::new();
     let router = store
@@ -230,8 +310,13 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
         .layer(axum::Extension(Scope::Operator))
         // Nobody has proven anything: with etcd's authentication enabled, callers log in.
         .layer(axum::Extension(chainfire::Anonymous));
-    Listener { name: "chainfire", socket, tls: client_tls, tokens: None, router, lenient_authority: true }
-        .start(&tasks);
+    let listen = |socket, tls, router| {
+        Listener { name: "chainfire", socket, tls, tokens: None, router, lenient_authority: true }
+            .start(&tasks);
+    };
+    sockets.into_iter().for_each(|s| listen(s, client_tls.clone(), router.clone()));
+    let status = store.status_pages().layer(axum::Extension(Scope::Operator));
+    pages.into_iter().for_each(|s| listen(s, None, status.clone()));
     output::line(&format!("ready to serve client requests on {}", args.listen_client_urls));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").why(e);
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
@@ -251,6 +336,14 @@ pub async fn chainfire(global: &Global, command: ChainfireCommand) -> Result<()>
     }
 }
 
+async fn bind(addrs: &[SocketAddr]) -> Result<Vec<TcpListener>> {
+    let mut sockets = Vec::new();
+    for addr in addrs {
+        sockets.push(photon_rt::net::listen(*addr).await?);
+    }
+    Ok(sockets)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,7 +355,7 @@ mod tests {
         args: ServeArgs,
     }
 
-    fn peering(line: &str) -> Result<Option<(SocketAddr, Peering)>> {
+    fn peering(line: &str) -> Result<Option<(Vec<SocketAddr>, Peering)>> {
         let words = ["x", "--tls", "off"].into_iter().chain(line.split_whitespace());
         Line::try_parse_from(words).map_err(|e| Error::invalid("line", e.to_string()))?.args.peering(None)
     }
@@ -271,11 +364,11 @@ mod tests {
     fn members_are_named_as_for_etcd_and_stay_on_loopback() {
         assert!(peering("").expect("alone").is_none());
         let (addr, one) = peering("--listen-peer-urls http://127.0.0.1:2380").expect("valid").expect("peers");
-        assert_eq!((addr.port(), one.initial.len(), one.existing), (2380, 1, false));
+        assert_eq!((addr[0].port(), one.initial.len(), one.existing), (2380, 1, false));
         let three =
             "--name b --initial-cluster a=http://127.0.0.1:1,b=http://127.0.0.1:2/,c=http://127.0.0.1:3";
         let (addr, p) = peering(three).expect("valid").expect("peers");
-        assert_eq!((addr.port(), p.initial.len()), (2, 3));
+        assert_eq!((addr[0].port(), p.initial.len()), (2, 3));
         for wrong in [
             "--initial-cluster a=http://127.0.0.1:1",
             "--name a --initial-cluster a",

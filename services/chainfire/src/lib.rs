@@ -2,9 +2,9 @@
 //!
 //! Rooms: [`model`] (etcd's semantics as a pure state machine over an ordered engine; `model::layout`
 //! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers),
-//! `lessor` (lease timers), [`cluster`] (members), `sweep` (removal of compacted history), `queue` (locks and
+//! `lessor` (lease timers) and `leases` (what clients and time ask of them), [`cluster`] (members), `sweep` (removal of compacted history), `room` (on the disk), `heal` (of damage), `queue` (locks and
 //! elections), `store` (the running service),
-//! [`snapshot`] (the file of a whole state), [`import`] (copies another etcd), `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
+//! [`snapshot`] (the file of a whole state), [`recover`] (a cluster out of one disk), [`import`] (copies another etcd), `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
 //! etcdctl 3.4 needs a listener with `lenient_authority` (`photon_serve::listen`).
 //!
 //! Port: 2379 (gRPC and HTTP on one). Data: `<data_dir>/log` (the raft log), `<data_dir>/state` (the engine).
@@ -21,15 +21,19 @@
 pub mod cluster;
 mod command;
 mod error;
+mod heal;
 mod hub;
 pub mod import;
 mod kv;
+mod leases;
 mod lessor;
 mod login;
 mod machine;
 #[allow(missing_docs, reason = "internal; public items are for the rooms of this crate")]
 mod model;
 mod queue;
+pub mod recover;
+mod room;
 mod scope;
 pub mod snapshot;
 mod store;

@@ -16,7 +16,11 @@ use photon_kv::{
 };
 use photon_raft::{Machine, MachineError, Position};
 use prost::Message;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{
+    Arc, Mutex, PoisonError, RwLock,
+    atomic::{AtomicBool, Ordering},
+};
+use tokio::sync::watch;
 
 /// A state that readers use.
 #[derive(Clone)]
@@ -51,9 +55,18 @@ pub struct Shared {
     pub tokens: Tokens,
     /// Held while the sweeper removes versions and while a snapshot replaces the state.
     pub sweeping: Mutex<()>,
+    /// Why the state does not follow the log any more.
+    pub failed: watch::Sender<Option<String>>,
+    /// False while the state is only what is left of one: nothing of it may be served.
+    pub whole: AtomicBool,
 }
 
 impl Shared {
+    /// Nothing more is applied here; the first reason counts.
+    pub fn fail(&self, why: &impl ToString) {
+        self.failed.send_if_modified(|f| f.is_none() && f.replace(why.to_string()).is_none());
+    }
+
     /// The newest applied state.
     pub fn published(&self) -> Arc<Published> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -117,6 +130,8 @@ impl StateMachine {
             lessor,
             tokens: Tokens::default(),
             sweeping: Mutex::new(()),
+            failed: watch::Sender::new(None),
+            whole: AtomicBool::new(true),
         });
         Ok((StateMachine { shared: shared.clone(), state }, shared))
     }
@@ -128,10 +143,8 @@ impl StateMachine {
     }
 }
 
-impl Machine for StateMachine {
-    type Reply = EtcdResult<Answer>;
-
-    fn apply(&mut self, commands: &[photon_raft::Command]) -> Result<Vec<Self::Reply>, MachineError> {
+impl StateMachine {
+    fn follow(&mut self, commands: &[photon_raft::Command]) -> Result<Vec<EtcdResult<Answer>>, MachineError> {
         let Some(last) = commands.last() else { return Ok(Vec::new()) };
         let now = self.shared.published();
         let mut batch =
@@ -168,6 +181,14 @@ impl Machine for StateMachine {
         }
         Ok(replies)
     }
+}
+
+impl Machine for StateMachine {
+    type Reply = EtcdResult<Answer>;
+
+    fn apply(&mut self, commands: &[photon_raft::Command]) -> Result<Vec<Self::Reply>, MachineError> {
+        self.follow(commands).inspect_err(|e| self.shared.fail(e))
+    }
 
     fn applied(&self) -> Position {
         Position { index: self.state.applied_index, term: self.state.applied_term }
@@ -175,7 +196,7 @@ impl Machine for StateMachine {
 
     fn checkpoint(&mut self) -> Result<Position, MachineError> {
         let at = self.applied();
-        self.shared.engine.persist().map_err(fatal)?;
+        self.shared.engine.persist().map_err(fatal).inspect_err(|e| self.shared.fail(e))?;
         Ok(at)
     }
 
@@ -208,6 +229,7 @@ impl Machine for StateMachine {
         let all = leases(&*shared.published().view).map_err(fatal)?;
         shared.lessor.replace(&all);
         shared.hub.jump(self.state.revision.max(old));
+        shared.whole.store(true, Ordering::Release);
         Ok(())
     }
 }

@@ -14,6 +14,7 @@
 
 use crate::{
     EtcdResult,
+    cluster::ORIGIN,
     machine::{Fill, Record, dump, take_record},
     model::{Reader, hash::hash_kv, layout::*},
     wire::etcdserverpb::{SnapshotRequest, maintenance_client::MaintenanceClient},
@@ -106,6 +107,8 @@ struct Records {
     /// Bytes before the checksum that were not read yet.
     left: u64,
     buffer: BytesMut,
+    /// The file's checksum.
+    sum: String,
 }
 
 /// Opens a file and checks form and checksum; answers its size too.
@@ -140,7 +143,8 @@ fn open(path: &Path) -> Result<(Records, u64)> {
         return Err(damaged(path, "the checksum does not fit the content"));
     }
     file.seek(SeekFrom::Start(BLOCK as u64)).map_err(failed)?;
-    Ok((Records { file, left: size - 32 - BLOCK as u64, buffer: BytesMut::new() }, size))
+    let sum = want.iter().map(|b| format!("{b:02x}")).collect();
+    Ok((Records { file, left: size - 32 - BLOCK as u64, buffer: BytesMut::new(), sum }, size))
 }
 
 impl Records {
@@ -210,9 +214,11 @@ impl Drop for Scratch {
 /// Makes a ChainFire folder out of a snapshot; the folder must not hold one. Blocks.
 ///
 /// What was stored comes back: keys with their history and revisions, leases (with their full time),
-/// users, roles, alarms. The log begins anew, so the result is a member of a new cluster of one.
+/// users, roles. The log and the members begin anew, and the number of the cluster follows from the file too:
+/// several founders restored from the same file are one new cluster, and members of the old one are refused.
 pub fn restore(path: &Path, data_dir: &Path) -> Result<SnapshotStatus> {
     let (records, total_size) = open(path)?;
+    let sum = records.sum.clone();
     let state_dir = data_dir.join("state");
     for taken in [&state_dir, &data_dir.join("log")] {
         if photon_rt::fs::metadata(taken).is_ok() {
@@ -225,6 +231,10 @@ pub fn restore(path: &Path, data_dir: &Path) -> Result<SnapshotStatus> {
     let engine = FjallEngine::open(&state_dir, &SPACES, FjallOptions::default())
         .map_err(|e| Error::internal("the new folder cannot be written").why(e))?;
     let state = records.fill(&engine).map_err(|e| damaged(path, e))?;
+    // Members of the cluster that the file is from must neither be waited for nor come back.
+    crate::recover::begin_anew(&engine, Vec::new())?;
+    let origin = format!(" {total_size} {}", sum);
+    photon_rt::fs::write_atomic(&data_dir.join(ORIGIN), origin.as_bytes(), 0o600)?;
     describe(&engine, &state, total_size)
         .map_err(|e| Error::internal("the restored state cannot be read").why(e))
 }

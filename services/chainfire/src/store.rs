@@ -3,18 +3,18 @@
 
 use crate::{
     EtcdError, EtcdResult,
-    cluster::{AddressBook, Peering, Seat, stable_id},
-    command::{Checkpoint, Command, Grant, Left, MAX_REQUEST, Op, Revoke},
+    cluster::{AddressBook, Asks, By, Peering, Seat, stable_id},
+    command::{Command, MAX_REQUEST, Op},
+    leases::{BEATS_MAX, Beat},
     machine::{Published, Shared, StateMachine},
-    model::{Answer, apply::attached, apply::read_only_txn, check, layout::SPACES},
+    model::{Answer, apply::read_only_txn, check},
     who::Who,
     wire::etcdserverpb::{
         AlarmMember, AlarmRequest, CompactionRequest, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
         PutResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse, alarm_request::AlarmAction,
     },
 };
-use bytes::Bytes;
-use photon_kv::engine::{Engine, FjallEngine, FjallOptions};
+use photon_kv::engine::{Engine, FjallOptions};
 use photon_raft::{
     Group, GroupId, GroupStatus, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig, peers::Peers,
 };
@@ -28,9 +28,10 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
+use tokio::sync::mpsc;
 
 /// How ChainFire runs.
 #[derive(Clone, Debug)]
@@ -45,10 +46,16 @@ pub struct ChainFireConfig {
     pub peer_urls: Vec<String>,
     /// How often an idle watch that asked for it hears how far it is.
     pub progress_interval: Duration,
+    /// Time without a sign of life after which a member stands for election.
+    pub election: Duration,
+    /// How often the leader compares what members hold; zero: never.
+    pub corrupt_check: Duration,
     /// Memory for recent changes that watchers share, bytes.
     pub watch_ring: usize,
     /// Memory of the storage engine.
     pub engine: FjallOptions,
+    /// Bytes of the disk to keep free: below, writes are refused. None: some part of it; 0: not watched.
+    pub reserve: Option<u64>,
     /// Other members; none for a cluster that is and stays of one.
     pub peering: Option<Peering>,
 }
@@ -62,8 +69,11 @@ impl ChainFireConfig {
             client_urls: vec!["http://localhost:2379".into()],
             peer_urls: vec!["http://localhost:2380".into()],
             progress_interval: Duration::from_secs(600),
+            election: Duration::from_secs(1),
+            corrupt_check: Duration::from_secs(3_600),
             watch_ring: 32 << 20,
             engine: FjallOptions::default(),
+            reserve: None,
             peering: None,
         }
     }
@@ -97,29 +107,33 @@ pub(crate) struct Inner {
     pub group: Group<StateMachine>,
     pub tasks: Tasks,
     pub counters: Counters,
-    /// As known at the start; see [`ChainFire::cluster_id`].
     pub cluster_id: u64,
     pub member_id: u64,
+    /// How it came to its cluster.
+    pub by: By,
     /// This member in Raft.
     pub node: NodeId,
     pub peers: Option<Peers>,
     /// Where peers are; present with them.
     pub book: Option<Arc<AddressBook>>,
+    /// What this member asks the others.
+    pub asks: Option<Asks>,
+    /// Signs of life of leases, on their way to the leader.
+    pub beats: mpsc::Sender<Beat>,
+    /// The disk is nearly full.
+    pub short_of_room: AtomicBool,
     pub data_dir: Option<PathBuf>,
 }
 
+/// A file whose presence says that the state failed, and why: the next start reads it whole.
+pub(crate) const SUSPECT: &str = "state.suspect";
+
+/// A file whose presence says that the state is not to be used, and why.
+pub(crate) const DAMAGED: &str = "state.damaged";
+
 /// The member of a cluster without peers.
 const ALONE: NodeId = NodeId(1);
-const GROUP: GroupId = GroupId(1);
-
-/// Leases ended in one turn of the expiry worker: 1,000 a second, as in etcd.
-const EXPIRE_BATCH: usize = 200;
-
-/// Leases recorded in one of its turns.
-const RECORD_BATCH: usize = 1_000;
-
-/// Pause between two of its turns.
-const EXPIRE_EVERY: Duration = Duration::from_millis(200);
+pub(crate) const GROUP: GroupId = GroupId(1);
 
 impl ChainFire {
     /// Opens or makes the store in the configured folder and starts serving it (call within a tokio
@@ -129,16 +143,12 @@ impl ChainFire {
         if let Some(p) = &config.peering {
             p.adopt(&config.name, &config.data_dir)?;
         }
-        let (state, log) = (config.data_dir.join("state"), config.data_dir.join("log"));
+        let (home, log) = (config.data_dir.clone(), config.data_dir.join("log"));
         let options = config.engine;
         let opened = photon_rt::task::blocking(move || {
-            let engine = FjallEngine::open(&state, &SPACES, options).map_err(|e| e.to_string())?;
-            let disk = RealDisk::open(&log).map_err(|e| format!("{}: {e}", log.display()))?;
-            Ok::<_, String>((engine, disk))
+            Ok::<_, photon_base::Error>((crate::heal::open_state(&home, options)?, RealDisk::open(&log)?))
         });
-        let (engine, disk) = opened
-            .await
-            .map_err(|e| photon_base::Error::internal("ChainFire's data does not open").why(e))?;
+        let (engine, disk) = opened.await?;
         let dir = Some(config.data_dir.clone());
         Self::start(config, dir, Arc::new(engine), Arc::new(disk)).await
     }
@@ -160,17 +170,19 @@ impl ChainFire {
     ) -> photon_base::Result<ChainFire> {
         let tasks = Tasks::new();
         let seat = match &config.peering {
-            Some(p) => p.seat(&config.name, data_dir.as_deref())?,
+            Some(p) => p.seat(&config.name, data_dir.as_deref()).await?,
             None => Seat {
                 cluster: stable_id(b"cluster", b"chainfire"),
                 member: stable_id(b"member", config.name.as_bytes()),
+                by: By::Founding,
+                others: Vec::new(),
             },
         };
         if let Some(p) = &mut config.peering {
-            p.seated(&config.name, seat);
+            p.seated(&config.name, &seat);
         }
         let (node, founders) = match &config.peering {
-            Some(p) => (NodeId(seat.member), p.founders()),
+            Some(p) => (NodeId(seat.member), p.founders(&seat)),
             None => (ALONE, vec![ALONE]),
         };
         let ring = config.watch_ring;
@@ -178,25 +190,37 @@ impl ChainFire {
         let (machine, shared) = photon_rt::task::blocking(move || StateMachine::open(engine, ring))
             .await
             .map_err(|e| refuse(e.to_string()))?;
-        let book = config.peering.as_ref().map(|p| Arc::new(AddressBook::new(p, shared.clone())));
+        if let Some(dir) = data_dir.clone().filter(|_| shared.published().revision <= 1) {
+            let remnant = photon_rt::task::blocking(move || crate::heal::is_remnant(&dir)).await?;
+            shared.whole.store(!remnant, Ordering::Release);
+        }
+        let book = config.peering.as_ref().map(|p| Arc::new(AddressBook::new(p, &seat, shared.clone())));
         let peers = book.clone().map(|book| Peers::new(node, seat.cluster, book, &tasks));
+        let (beat, beats) = mpsc::channel(BEATS_MAX);
         let transport = peers.clone();
+        let mut raft = StoreConfig::new(node);
+        raft.tick = config.election / raft.core.election_ticks.max(1) as u32;
         let log = photon_rt::task::blocking(move || match transport {
-            Some(p) => Store::open(StoreConfig::new(node), disk, p.transport()),
-            None => Store::open(StoreConfig::new(node), disk, NoTransport),
+            Some(p) => Store::open(raft, disk, p.transport()),
+            None => Store::open(raft, disk, NoTransport),
         });
-        let log = Arc::new(log.await.map_err(|e| refuse(e.to_string()))?);
+        let log = Arc::new(log.await.map_err(|e| crate::heal::damaged_log(&e))?);
         if let Some(p) = &peers {
             p.attach(&log);
         }
-        let group = log.create_group(GROUP, &founders, machine).await.map_err(|e| refuse(e.to_string()))?;
+        let group = log.create_group(GROUP, &founders, machine).await;
+        let group = group.map_err(|e| crate::heal::damaged_log(&e))?;
         let peering = config.peering.clone();
         let inner = Arc::new(Inner {
             cluster_id: seat.cluster,
             member_id: seat.member,
+            by: seat.by,
             node,
             peers,
+            asks: book.clone().map(Asks::new),
             book,
+            beats: beat,
+            short_of_room: AtomicBool::new(false),
             data_dir,
             config,
             shared,
@@ -210,7 +234,10 @@ impl ChainFire {
         if let Some(p) = peering {
             me.inner.tasks.spawn("chainfire-members", crate::cluster::tend(weak.clone(), p));
         }
-        me.inner.tasks.spawn("chainfire-expire", expire(weak.clone()));
+        me.inner.tasks.spawn("chainfire-expire", crate::leases::expire(weak.clone()));
+        me.inner.tasks.spawn("chainfire-beats", crate::leases::relay(weak.clone(), beats));
+        me.inner.tasks.spawn("chainfire-heal", crate::heal::watch(weak.clone()));
+        me.inner.tasks.spawn("chainfire-room", crate::room::watch(weak.clone()));
         me.inner.tasks.spawn("chainfire-sweep", sweep(weak));
         Ok(me)
     }
@@ -221,10 +248,17 @@ impl ChainFire {
         self.inner.log.shutdown().await;
     }
 
-    /// Resolves when the log has ended, by [`ChainFire::shutdown`] or because the disk failed, with
-    /// the reason. The process should then end too: nothing is acknowledged any more.
+    /// Resolves when the log has ended, by [`ChainFire::shutdown`] or because the disk failed, or when the
+    /// state cannot be trusted any more; with the reason. The process should then end too: nothing is
+    /// acknowledged any more.
     pub async fn ended(&self) -> String {
-        self.inner.log.ended().await
+        let mut failed = self.inner.shared.failed.subscribe();
+        tokio::select! {
+            why = self.inner.log.ended() => why,
+            why = async { failed.wait_for(Option::is_some).await.ok().and_then(|w| w.clone()) } => {
+                why.unwrap_or_default()
+            }
+        }
     }
 
     /// The revision of the newest write applied here.
@@ -269,6 +303,7 @@ impl ChainFire {
 
     /// Puts a command through the log.
     pub(crate) async fn propose(&self, who: &Who, op: Op) -> EtcdResult<Answer> {
+        self.has_room(&op).await?;
         let data = Command::new(who, op).to_bytes()?;
         let c = &self.inner.counters;
         c.proposals_pending.fetch_add(1, Ordering::Relaxed);
@@ -382,54 +417,10 @@ impl ChainFire {
             _ => Err(mismatch()),
         }
     }
-
-    /// Makes a lease; answers revision, id and time to live.
-    pub(crate) async fn lease_grant(&self, who: &Who, id: i64, ttl: i64) -> EtcdResult<(i64, i64, i64)> {
-        check::lease_ttl(ttl)?;
-        let id = if id == 0 { (photon_rt::entropy::u64() >> 1).max(1) as i64 } else { id };
-        match self.propose(who, Op::LeaseGrant(Grant { id, ttl })).await? {
-            Answer::LeaseGrant { revision, ttl } => Ok((revision, id, ttl)),
-            _ => Err(mismatch()),
-        }
-    }
-
-    /// Keeps a lease alive; answers its time to live.
-    pub(crate) async fn lease_renew(&self, who: &Who, id: i64) -> EtcdResult<i64> {
-        let rules = self.published().rules.clone();
-        rules.auth.known(&who.at(rules.auth.revision()).login)?;
-        if self.raft().role != Role::Leader {
-            // The timers that count are the leader's: it hears of it through the log.
-            self.inner.shared.lessor.remaining(who.scope, id)?;
-            let whole = Checkpoint { leases: vec![Left { id, ..Default::default() }] };
-            self.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(whole)).await?;
-            return self.inner.shared.lessor.remaining(who.scope, id).map(|r| r.granted);
-        }
-        for _ in 0..3 {
-            if let Some(ttl) = self.inner.shared.lessor.renew(who.scope, id)? {
-                return Ok(ttl);
-            }
-            let whole = Checkpoint { leases: vec![Left { id, ..Default::default() }] };
-            self.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(whole)).await?;
-        }
-        Err(EtcdError::Timeout)
-    }
-
-    pub(crate) async fn lease_revoke(&self, who: &Who, id: i64) -> EtcdResult<i64> {
-        self.propose_revision(who, Op::LeaseRevoke(Revoke { id, unless_renewed: 0 })).await
-    }
-
-    /// Keys attached to a lease that the caller sees.
-    pub(crate) async fn lease_keys(&self, who: &Who, id: i64) -> EtcdResult<Vec<Bytes>> {
-        let state = self.published();
-        let rules = state.rules.clone();
-        let keys = photon_rt::task::blocking(move || attached(&*state.view, id)).await?;
-        keys.iter().try_for_each(|k| rules.auth.range(&who.login, k, &Bytes::new()))?;
-        Ok(keys.into_iter().filter(|k| who.scope.may_name(k)).collect())
-    }
 }
 
 /// A failure of the log in etcd's words.
-fn refused(e: ProposeError) -> EtcdError {
+pub(crate) fn refused(e: ProposeError) -> EtcdError {
     match e {
         ProposeError::NotLeader { .. } => EtcdError::NoLeader,
         ProposeError::Overloaded => EtcdError::TooManyRequests,
@@ -440,53 +431,8 @@ fn refused(e: ProposeError) -> EtcdError {
     }
 }
 
-fn mismatch() -> EtcdError {
+pub(crate) fn mismatch() -> EtcdError {
     EtcdError::Internal("the machine answered another command".into())
-}
-
-/// Records what long leases have left, and proposes the end of those whose time is over.
-async fn expire(inner: std::sync::Weak<Inner>) {
-    let mut led = None;
-    loop {
-        sleep(EXPIRE_EVERY).await;
-        let Some(inner) = inner.upgrade() else { return };
-        let me = ChainFire { inner };
-        let raft = me.raft();
-        if raft.role != Role::Leader {
-            continue;
-        }
-        if led.replace(raft.term) != Some(raft.term) {
-            // What the leaders before wanted is in the log, and must be applied before it is counted.
-            if me.inner.group.read_index().await.is_err() {
-                led = None;
-                continue;
-            }
-            me.inner.shared.lessor.restart();
-        }
-        let leases = me.inner.shared.lessor.due(RECORD_BATCH);
-        if !leases.is_empty()
-            && let Err(e) =
-                me.propose_revision(&Who::cloud(), Op::LeaseCheckpoint(Checkpoint { leases })).await
-        {
-            tracing::warn!(error = %e, "what leases have left could not be recorded; done again later");
-        }
-        let ids = me.inner.shared.lessor.expired(EXPIRE_BATCH);
-        let ends = ids.into_iter().map(|(id, renewals)| {
-            let me = me.clone();
-            async move {
-                let end = Revoke { id, unless_renewed: renewals + 1 };
-                match me.propose_revision(&Who::cloud(), Op::LeaseRevoke(end)).await {
-                    Ok(_) => me.inner.counters.leases_expired.fetch_add(1, Ordering::Relaxed),
-                    Err(EtcdError::LeaseNotFound) => 0, // somebody was faster
-                    Err(e) => {
-                        tracing::warn!(lease = id, error = %e, "a lease could not be ended; tried again soon");
-                        0
-                    }
-                };
-            }
-        });
-        futures::future::join_all(ends).await;
-    }
 }
 
 /// Removes what compactions made unreachable.

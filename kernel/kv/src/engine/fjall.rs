@@ -2,11 +2,17 @@
 //! commit and its writes are four times slower here), RocksDB (ten minutes of C++).
 
 use super::*;
+use ::fjall::{AbstractTree, LsmError};
 use ::fjall::{
     Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode, Readable,
     config::{CompressionPolicy, FilterPolicy, FilterPolicyEntry},
 };
-use std::path::Path;
+use std::{
+    io::ErrorKind,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::OnceLock,
+};
 
 /// Memory of a [`FjallEngine`].
 #[derive(Clone, Copy, Debug)]
@@ -33,21 +39,82 @@ impl Default for FjallOptions {
 pub struct FjallEngine {
     db: Database,
     spaces: Arc<Vec<Keyspace>>,
+    damage: Damage,
 }
 
-fn fail(e: impl std::fmt::Display) -> EngineError {
-    EngineError(e.to_string())
+/// The first damage that was met.
+type Damage = Arc<OnceLock<String>>;
+
+fn sort_out(e: ::fjall::Error) -> EngineError {
+    use ::fjall::Error as E;
+    let text = e.to_string();
+    match e {
+        E::Locked => EngineError::Locked,
+        E::Poisoned | E::KeyspaceDeleted => EngineError::Failed(text),
+        E::Io(e) | E::Storage(LsmError::Io(e)) => match e.kind() {
+            // A file shorter than it was, or gone.
+            ErrorKind::UnexpectedEof | ErrorKind::NotFound | ErrorKind::InvalidData => {
+                EngineError::Damaged(text)
+            }
+            _ => EngineError::Failed(text),
+        },
+        _ => EngineError::Damaged(text),
+    }
 }
+
+/// Runs fjall's code on bytes that may be damaged. It trusts some of them, so that a panic there means damage
+/// too.
+fn guard<T>(damage: &Damage, f: impl FnOnce() -> Result<T, ::fjall::Error>) -> EngineResult<T> {
+    let done = catch_unwind(AssertUnwindSafe(f)).map_or_else(
+        |panic| {
+            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Err(EngineError::Damaged(format!("panic: {text}")))
+        },
+        |r| r.map_err(sort_out),
+    );
+    if let Err(EngineError::Damaged(why)) = &done {
+        damage.get_or_init(|| why.clone());
+    }
+    done
+}
+
+/// A file whose presence says that damage was found which fjall itself does not see again.
+const MARK: &str = "damaged";
 
 impl FjallEngine {
-    /// Opens or makes the store at `dir` with keyspaces of these names. [`Space`] counts them.
+    /// Opens or makes the store at `dir` with keyspaces of these names. [`Space`] counts them. Damage that is
+    /// found stays an error until the folder is removed.
     pub fn open(dir: &Path, names: &[&str], options: FjallOptions) -> EngineResult<Self> {
+        let mark = dir.join(MARK);
+        if let Ok(why) = photon_rt::fs::read_text(&mark, 64 << 10) {
+            return Err(EngineError::Damaged(why));
+        }
+        let journals = match photon_rt::fs::metadata(dir) {
+            Ok(_) => examine::examine(dir).map_err(EngineError::Damaged)?,
+            Err(_) => examine::Journals::default(),
+        };
+        let engine = guard(&Damage::default(), || Self::open_unexamined(dir, names, options))?;
+        let tabled = engine.spaces.iter().filter_map(|s| s.tree.get_highest_persisted_seqno()).max();
+        if let (Some(torn), Some(tabled)) = (journals.torn, tabled)
+            && tabled >= torn
+        {
+            let why =
+                format!("the journal lost synced batches: it is torn at {torn}, tables go up to {tabled}");
+            // fjall has cut the journal: the next start would find it whole.
+            photon_rt::fs::write_atomic(&mark, why.as_bytes(), 0o600)
+                .map_err(|e| EngineError::Failed(e.to_string()))?;
+            return Err(EngineError::Damaged(why));
+        }
+        Ok(engine)
+    }
+
+    fn open_unexamined(dir: &Path, names: &[&str], options: FjallOptions) -> Result<Self, ::fjall::Error> {
         let db = Database::builder(dir)
             .cache_size(options.cache)
             .worker_threads(1)
             .manual_journal_persist(true)
-            .open()
-            .map_err(fail)?;
+            .open()?;
         let settings = || {
             KeyspaceCreateOptions::default()
                 .manual_journal_persist(true)
@@ -57,9 +124,8 @@ impl FjallEngine {
                 )))
                 .data_block_compression_policy(CompressionPolicy::all(::fjall::CompressionType::Lz4))
         };
-        let spaces =
-            names.iter().map(|n| db.keyspace(n, settings)).collect::<Result<Vec<_>, _>>().map_err(fail)?;
-        Ok(FjallEngine { db, spaces: Arc::new(spaces) })
+        let spaces = names.iter().map(|n| db.keyspace(n, settings)).collect::<Result<Vec<_>, _>>()?;
+        Ok(FjallEngine { db, spaces: Arc::new(spaces), damage: Damage::default() })
     }
 }
 
@@ -68,40 +134,49 @@ impl Engine for FjallEngine {
         let mut b = ::fjall::OwnedWriteBatch::with_capacity(self.db.clone(), batch.writes.len());
         for (space, key, value) in batch.writes {
             if key.is_empty() || key.len() > MAX_KEY {
-                return Err(EngineError(format!("a key of {} bytes", key.len())));
+                return Err(EngineError::Failed(format!("a key of {} bytes", key.len())));
             }
             match value {
                 Some(v) => b.insert(&self.spaces[space.0], key, v),
                 None => b.remove(&self.spaces[space.0], key),
             }
         }
-        b.commit().map_err(fail)
+        guard(&self.damage, || b.commit())
     }
 
     fn persist(&self) -> EngineResult<()> {
-        self.db.persist(PersistMode::SyncData).map_err(fail)
+        guard(&self.damage, || self.db.persist(PersistMode::SyncData))
     }
 
     fn view(&self) -> Arc<dyn View> {
-        Arc::new(FjallView { snapshot: self.db.snapshot(), spaces: self.spaces.clone() })
+        Arc::new(FjallView {
+            snapshot: self.db.snapshot(),
+            spaces: self.spaces.clone(),
+            damage: self.damage.clone(),
+        })
     }
 
     fn clear(&self, space: Space) -> EngineResult<()> {
-        self.spaces[space.0].clear().map_err(fail)
+        guard(&self.damage, || self.spaces[space.0].clear())
     }
 
     fn disk_bytes(&self) -> u64 {
         self.spaces.iter().map(Keyspace::disk_space).sum::<u64>() + self.db.write_buffer_size()
     }
 
+    fn damage(&self) -> Option<String> {
+        self.damage.get().cloned()
+    }
+
     fn compact(&self) -> EngineResult<()> {
-        self.spaces.iter().try_for_each(|s| s.major_compact()).map_err(fail)
+        guard(&self.damage, || self.spaces.iter().try_for_each(|s| s.major_compact()))
     }
 }
 
 struct FjallView {
     snapshot: ::fjall::Snapshot,
     spaces: Arc<Vec<Keyspace>>,
+    damage: Damage,
 }
 
 impl FjallView {
@@ -110,9 +185,23 @@ impl FjallView {
     }
 }
 
-fn item(g: Guard) -> EngineResult<(Bytes, Bytes)> {
-    let (k, v) = g.into_inner().map_err(fail)?;
-    Ok((k.into(), v.into()))
+/// A scan that ends with the first error.
+struct Items<'a, I> {
+    iter: Option<I>,
+    damage: &'a Damage,
+}
+
+impl<I: Iterator<Item = Guard>> Iterator for Items<'_, I> {
+    type Item = EngineResult<(Bytes, Bytes)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let iter = self.iter.as_mut()?;
+        let item = guard(self.damage, || iter.next().map(Guard::into_inner).transpose()).transpose()?;
+        if item.is_err() {
+            self.iter = None;
+        }
+        Some(item.map(|(k, v)| (k.into(), v.into())))
+    }
 }
 
 impl View for FjallView {
@@ -120,7 +209,8 @@ impl View for FjallView {
         if key.is_empty() || key.len() > MAX_KEY {
             return Ok(None);
         }
-        Ok(self.snapshot.get(&self.spaces[space.0], key).map_err(fail)?.map(Into::into))
+        let found = guard(&self.damage, || self.snapshot.get(&self.spaces[space.0], key))?;
+        Ok(found.map(Into::into))
     }
 
     fn scan<'a>(&'a self, space: Space, range: KeyRange, direction: Direction) -> Scan<'a> {
@@ -128,9 +218,10 @@ impl View for FjallView {
             return Box::new(std::iter::empty());
         }
         let iter = self.range(space, range);
+        let damage = &self.damage;
         match direction {
-            Direction::Forward => Box::new(iter.map(item)),
-            Direction::Backward => Box::new(iter.rev().map(item)),
+            Direction::Forward => Box::new(Items { iter: Some(iter), damage }),
+            Direction::Backward => Box::new(Items { iter: Some(iter.rev()), damage }),
         }
     }
 
@@ -138,6 +229,6 @@ impl View for FjallView {
         if range.is_empty() {
             return Ok(0);
         }
-        self.range(space, range).try_fold(0, |n, g| g.key().map(|_| n + 1)).map_err(fail)
+        guard(&self.damage, || self.range(space, range).try_fold(0, |n, g| g.key().map(|_| n + 1)))
     }
 }

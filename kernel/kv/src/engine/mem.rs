@@ -61,7 +61,7 @@ impl MemEngine {
 impl Engine for MemEngine {
     fn write(&self, batch: Batch) -> EngineResult<()> {
         if batch.writes.iter().any(|(_, k, _)| k.is_empty() || k.len() > MAX_KEY) {
-            return Err(EngineError("a key that is empty or too long".into()));
+            return Err(EngineError::Failed("a key that is empty or too long".into()));
         }
         let mut s = self.lock();
         apply(&mut s.now, &batch);

@@ -11,6 +11,7 @@
 //!
 //! Implementations: [`FjallEngine`] on disk; [`MemEngine`], which also plays crashes, for tests.
 
+mod examine;
 mod fjall;
 mod mem;
 mod overlay;
@@ -30,10 +31,31 @@ pub struct Space(pub usize);
 /// Longest key that an engine takes.
 pub const MAX_KEY: usize = 65_535;
 
-/// A failure of the engine. The state on disk may be behind, but is not inconsistent.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("storage engine: {0}")]
-pub struct EngineError(pub String);
+/// A failure of the engine.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// It could not be done. The state on disk may be behind, but is not inconsistent.
+    #[error("storage engine: {0}")]
+    Failed(String),
+    /// What is on disk is not what was written.
+    #[error("storage engine: damaged: {0}")]
+    Damaged(String),
+    /// Another process has it open.
+    #[error("storage engine: another process has it open")]
+    Locked,
+}
+
+impl EngineError {
+    /// True when what is on disk cannot be trusted.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, EngineError::Damaged(_))
+    }
+
+    /// True when another process has it open.
+    pub fn is_locked(&self) -> bool {
+        matches!(self, EngineError::Locked)
+    }
+}
 
 /// Result of an engine.
 pub type EngineResult<T> = Result<T, EngineError>;
@@ -137,9 +159,17 @@ pub trait Engine: Send + Sync + 'static {
     /// Bytes on disk, roughly.
     fn disk_bytes(&self) -> u64;
 
+    /// What was found damaged since it was opened, if anything: whoever reads is refused, and this says it to
+    /// whoever looks after the engine.
+    fn damage(&self) -> Option<String> {
+        None
+    }
+
     /// Rewrites what is stored so that removed keys no longer take room. Slow; reads and writes go on.
     fn compact(&self) -> EngineResult<()>;
 }
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@
 use super::{
     Committed, CoreConfig, GroupStatus, Output, Role,
     forward::Origin,
-    snapshot,
+    rebuild, snapshot,
     storage::{GroupStorage, SharedLog, SnapshotSlot},
 };
 use crate::{
@@ -66,6 +66,8 @@ pub(super) struct Group {
     checkpoint_asked: bool,
     /// Holds back old segments for all: then nothing is retained for laggards.
     pins: bool,
+    /// The state machine holds nothing and waits for the state of others.
+    pub(super) rebuild: bool,
     snapshot_asked: bool,
     /// Peers to whom a snapshot is under way, since when.
     snapshots_sent: BTreeMap<u64, u64>,
@@ -88,14 +90,17 @@ impl Group {
         let (start, last) = (log.start(id)?, log.last_index(id)?);
         let (_, conf) = log.state(id)?;
         let members_index = log.members_index(id)?;
-        let mut from = machine;
-        if machine.index < log.floor(id)? {
-            if !snapshot::exists(&**log.disk(), id, start) {
+        let (mut from, mut rebuild) = (machine, false);
+        if machine.index < log.floor(id)? && !snapshot::exists(&**log.disk(), id, start) {
+            if !rebuild::can_wait(machine, &conf, config.node.0) {
                 return Err(StoreError::Damaged(format!(
                     "{id}: the state machine holds {}, but the log begins after {}",
                     machine.index, start.index
                 )));
             }
+            tracing::warn!(group = id.0, "the state is gone; another member's will be taken");
+            (from, rebuild) = (start, true);
+        } else if machine.index < log.floor(id)? {
             out(Output::Restore { group: id, position: start });
             from = start;
         } else if machine.index < start.index {
@@ -162,6 +167,7 @@ impl Group {
             written_at_checkpoint: 0,
             checkpoint_asked: false,
             pins: false,
+            rebuild,
             snapshot_asked: false,
             snapshots_sent: BTreeMap::new(),
             told: GroupStatus::default(),
@@ -250,6 +256,7 @@ impl Group {
             )
             .below(config.election_ticks as u64);
             self.raft.raft.set_randomized_election_timeout(config.election_ticks + mix as usize);
+            self.ask_for_state();
             self.raft.tick();
             self.tell_progress(out);
             if let Err(e) = self.lead_if_single() {
@@ -292,7 +299,7 @@ impl Group {
     }
 
     pub(super) fn on_message(&mut self, message: Message, bugs: Bugs) {
-        if message.to != self.me {
+        if message.to != self.me || self.declines(&message) {
             return;
         }
         if message.get_msg_type() == MessageType::MsgPropose {
@@ -455,6 +462,7 @@ impl Group {
         // At once, not when the machine has it: the crate reads all unapplied entries when it
         // campaigns, and those before the snapshot are gone.
         self.raft.advance_apply_to(at.index);
+        self.rebuild = false;
         (self.handed, self.committed) = (at.index, self.committed.max(at.index));
         self.members = Members::of(&self.raft.raft.prs().conf().to_conf_state());
         self.members_index = at.index;
@@ -508,6 +516,9 @@ impl Group {
         }
         if bugs.on(Bug::ApplyBeforeCommit) {
             self.committed = self.committed.max(log.lock().last_index(self.id)?);
+        }
+        if self.rebuild {
+            return Ok(());
         }
         let mut ready = Some(ready).filter(|r| r.first().is_some_and(|e| e.index == self.handed + 1));
         while self.handed < self.committed && self.applying_bytes < config.max_applying_bytes {

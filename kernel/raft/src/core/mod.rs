@@ -10,6 +10,7 @@ mod forward;
 mod group;
 mod input;
 mod membership;
+mod rebuild;
 mod snapshot;
 mod storage;
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Connections between members: how they are made and served, and where members are.
 
-use super::seat::{Founder, Peering};
-use crate::machine::Shared;
+use super::{
+    ask,
+    seat::{Founder, Peering, Seat},
+};
+use crate::{machine::Shared, store::Inner};
 use photon_auth::{Identity, Kind, LiveCertificate, identity_of, live_client_config};
-use photon_base::Result;
 use photon_raft::{
     NodeId,
     peers::{Dial, Dialing, Peers, Stream},
@@ -14,8 +16,12 @@ use photon_rt::{
     time::{Duration, sleep, timeout},
 };
 use rustls::pki_types::ServerName;
-use std::{collections::BTreeMap, io, sync::Arc};
-use tokio::sync::Semaphore;
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Weak},
+};
+use tokio::{io::AsyncReadExt, sync::Semaphore};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Makes a connection to a peer URL. It must make sure that a member of the cluster answers.
@@ -45,7 +51,7 @@ pub struct TlsTcp(TlsConnector);
 
 impl TlsTcp {
     /// Shows `identity` and trusts `ca` alone (PEM).
-    pub fn new(identity: Arc<LiveCertificate>, ca: &str) -> Result<TlsTcp> {
+    pub fn new(identity: Arc<LiveCertificate>, ca: &str) -> photon_base::Result<TlsTcp> {
         Ok(TlsTcp(live_client_config(ca, Some(identity), &[])?.into()))
     }
 }
@@ -89,16 +95,18 @@ pub enum Admit {
 }
 
 impl AddressBook {
-    pub(crate) fn new(peering: &Peering, shared: Arc<Shared>) -> AddressBook {
-        let told = peering.initial.iter().map(|f| (NodeId(f.id()), f.clone()));
+    pub(crate) fn new(peering: &Peering, seat: &Seat, shared: Arc<Shared>) -> AddressBook {
+        let initial = peering.initial.iter().map(|f| (NodeId(f.id()), f.clone()));
+        let others = seat.others.iter().map(|(id, url)| (NodeId(*id), Founder::new("", url)));
         let (connect, sighted) = (peering.connect.clone(), peering.sighted.clone());
-        AddressBook { shared, told: told.collect(), connect, sighted }
+        AddressBook { shared, told: initial.chain(others).collect(), connect, sighted }
     }
 
     fn name(&self, node: NodeId) -> Option<String> {
         let rules = &self.shared.published().rules;
-        let known = rules.member(node.0).map(|m| m.name.clone()).filter(|n| !n.is_empty());
-        known.or_else(|| self.told.get(&node).map(|f| f.name.clone()))
+        let known = rules.member(node.0).map(|m| m.name.clone());
+        let told = || self.told.get(&node).map(|f| f.name.clone());
+        known.filter(|n| !n.is_empty()).or_else(told).filter(|n| !n.is_empty())
     }
 
     /// Whether this host may speak for `node`. One that nobody knows by name yet may be any host: this member
@@ -135,6 +143,8 @@ pub(super) struct Gatekeeper {
     pub tls: Option<TlsAcceptor>,
     pub admit: Admit,
     pub book: Arc<AddressBook>,
+    /// Who answers calls.
+    pub me: Weak<Inner>,
 }
 
 /// Serves members that connect.
@@ -151,17 +161,13 @@ pub(super) fn serve(peers: Peers, socket: TcpListener, gate: Gatekeeper, tasks: 
             owner.spawn("chainfire-peer", async move {
                 let _ = stream.set_nodelay(true); // only latency is lost without it
                 let served = match &gate.tls {
-                    None => peers.serve(stream, |_| gate.admit == Admit::Anybody).await.map_err(said),
+                    None => gate.converse(peers, stream, None).await,
                     Some(tls) => match timeout(HANDSHAKE_MAX, "a peer's handshake", tls.accept(stream)).await
                     {
                         Ok(Ok(stream)) => {
                             let shown = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
                             let who = shown.and_then(identity_of);
-                            let may = |node| match gate.admit {
-                                Admit::Anybody => true,
-                                Admit::Hosts => gate.book.is_host_of(node, who.as_ref()),
-                            };
-                            peers.serve(stream, may).await.map_err(said)
+                            gate.converse(peers, stream, who).await
                         }
                         Ok(Err(e)) => Err(said(e)),
                         Err(e) => Err(said(e)),
@@ -174,6 +180,30 @@ pub(super) fn serve(peers: Peers, socket: TcpListener, gate: Gatekeeper, tasks: 
             });
         }
     });
+}
+
+impl Gatekeeper {
+    /// Raft or calls: the first bytes tell.
+    async fn converse(&self, peers: Peers, stream: impl Stream, who: Option<Identity>) -> Result<(), String> {
+        let (mut from, to) = tokio::io::split(stream);
+        let mut first = [0; 4];
+        let read = timeout(HANDSHAKE_MAX, "a peer's first bytes", from.read_exact(&mut first)).await;
+        read.map_err(said)?.map_err(said)?;
+        let stream = tokio::io::join(std::io::Cursor::new(first).chain(from), to);
+        let host = who.as_ref().is_some_and(|w| w.kind == Kind::Host);
+        if first == *ask::PREFACE {
+            // A host that is no member yet asks too; every host is trusted with the log.
+            return match self.admit == Admit::Anybody || host {
+                true => ask::serve(self.me.clone(), stream).await,
+                false => Err("only hosts may ask".into()),
+            };
+        }
+        let may = |node| match self.admit {
+            Admit::Anybody => true,
+            Admit::Hosts => self.book.is_host_of(node, who.as_ref()),
+        };
+        peers.serve(stream, may).await.map_err(said)
+    }
 }
 
 fn said(e: impl std::fmt::Display) -> String {

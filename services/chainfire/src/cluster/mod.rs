@@ -3,17 +3,21 @@
 //!
 //! A cluster is founded by members that all know each other's names and peer URLs (etcd's static bootstrap),
 //! or grows from one. A member that joins later knows the URLs of some others, is added through any of them,
-//! and learns the rest from the log.
+//! asks them for its number, and learns the rest from the log.
 
+mod ask;
 mod connect;
+mod join;
 mod roster;
 mod seat;
 
+pub(crate) use ask::{Asks, FromMember};
 pub(crate) use connect::AddressBook;
 pub use connect::{Admit, Connect, PlainTcp, Sighted, TlsTcp};
+pub use join::{Rejoined, rejoin};
 pub use roster::Mate;
+pub(crate) use seat::{By, ORIGIN, Seat, keep, new_id, stable_id};
 pub use seat::{Founder, Peering, assign};
-pub(crate) use seat::{Seat, member_id, stable_id};
 
 use crate::{
     ChainFire, EtcdError, EtcdResult,
@@ -25,7 +29,7 @@ use crate::{
     who::Who,
 };
 use photon_base::{Code, Error, Result};
-use photon_raft::{Change, GroupStatus, Members, NodeId, Role, peers::Peers};
+use photon_raft::{Change, GroupStatus, Members, NodeId, Role};
 use photon_rt::{
     net::TcpListener,
     time::{Duration, sleep},
@@ -33,6 +37,10 @@ use photon_rt::{
 use rustls::ServerConfig;
 use std::sync::{Arc, Weak};
 use tokio_rustls::TlsAcceptor;
+
+/// What helps a member that must not go on with what it has.
+pub(crate) const REJOIN: &str =
+    "photon chainfire rejoin, with the flags of serve, gives this member a new place in its cluster";
 
 /// Entries that a learner may lack and still be let vote.
 const NEAR: u64 = 1_000;
@@ -51,7 +59,9 @@ fn next_step(
     let mut changes = Vec::new();
     for m in &wanted.members {
         let node = NodeId(m.id);
-        let near = now.matched.get(&node).is_some_and(|i| i.saturating_add(NEAR) >= status.commit);
+        // One that has not been heard of is not near, however short the log: its vote would be missing.
+        let near = |i: &u64| *i > 0 && i.saturating_add(NEAR) >= status.commit;
+        let near = now.matched.get(&node).is_some_and(near);
         match (now.voters.contains(&node), now.learners.contains(&node)) {
             (false, false) => changes.push(Change::Learner(node)),
             (false, true) if !m.learner && near => changes.push(Change::Voter(node)),
@@ -81,9 +91,16 @@ impl ChainFire {
             return Err(Error::new(Code::Unsupported, "this member has no peers")
                 .hint("configure the initial cluster"));
         };
-        let gate = connect::Gatekeeper { tls: tls.map(TlsAcceptor::from), admit: peering.admit, book };
+        let (tls, me) = (tls.map(TlsAcceptor::from), Arc::downgrade(i));
+        let gate = connect::Gatekeeper { tls, admit: peering.admit, book, me };
         connect::serve(peers, socket, gate, &i.tasks);
         Ok(())
+    }
+
+    /// This member is one of the founders.
+    fn founds(&self) -> bool {
+        let existing = self.inner.config.peering.as_ref().is_none_or(|p| p.existing);
+        self.inner.by == By::Founding && !existing
     }
 
     /// etcd's number of a member. The one of a cluster without peers has another in Raft.
@@ -91,9 +108,9 @@ impl ChainFire {
         if node == self.inner.node { self.inner.member_id } else { node.0 }
     }
 
-    /// The cluster's number; 0 while this member waits to be told.
+    /// The cluster's number.
     pub(crate) fn cluster_id(&self) -> u64 {
-        self.inner.peers.as_ref().map_or(self.inner.cluster_id, Peers::cluster)
+        self.inner.cluster_id
     }
 
     /// Changes who shall be a member.
@@ -109,7 +126,7 @@ impl ChainFire {
             ));
         }
         // Whoever comes first must not be taken for all there are.
-        let founded = self.inner.config.peering.as_ref().filter(|p| !p.existing);
+        let founded = self.inner.config.peering.as_ref().filter(|_| self.founds());
         if let Some(p) = founded.filter(|_| self.published().rules.members.is_empty()) {
             self.propose_members(&Who::cloud(), MemberVerb::Found, p.records()).await?;
         }
@@ -169,15 +186,9 @@ impl ChainFire {
     async fn tend(&self, peering: &Peering) {
         let (i, state) = (&self.inner, self.published());
         let Some(peers) = &i.peers else { return };
-        let seat = Seat { member: i.member_id, cluster: peers.cluster() };
-        if i.cluster_id != seat.cluster
-            && let Err(e) = seat::keep(seat, i.data_dir.as_deref())
-        {
-            tracing::warn!(error = %e, "the cluster's number could not be kept");
-        }
         let (status, group) = (i.group.status(), i.group.members());
         let done = match state.rules.member(i.member_id) {
-            None if state.rules.members.is_empty() && status.role == Role::Leader => {
+            None if self.founds() && state.rules.members.is_empty() && status.role == Role::Leader => {
                 self.propose_members(&Who::cloud(), MemberVerb::Found, peering.records()).await
             }
             Some(m) if (&m.name, &m.client_urls) != (&i.config.name, &i.config.client_urls) => {
@@ -254,6 +265,9 @@ mod tests {
         assert_eq!(step(&one, &wanted(&[1, 2], &[3])).map(|c| c.len()), Ok(2));
         let mut grown = Members { voters: set(&[1]), learners: set(&[2, 3]), ..Default::default() };
         assert_eq!(step(&grown, &wanted(&[1, 2], &[3])), Ok(vec![]), "who is far behind waits");
+        grown.matched = [(NodeId(2), 0), (NodeId(3), 0)].into();
+        let early = GroupStatus { commit: 10, ..Default::default() };
+        assert_eq!(next_step(me, &grown, &early, &wanted(&[1, 2], &[3])), Ok(vec![]), "it has not started");
         grown.matched = [(NodeId(2), 9_500), (NodeId(3), 9_999)].into();
         assert_eq!(step(&grown, &wanted(&[1, 2], &[3])), Ok(vec![Change::Voter(NodeId(2))]));
         let three = Members { voters: set(&[1, 2, 3]), ..Default::default() };

@@ -1,9 +1,13 @@
-//! Who a member is: its number, which follows from its first peer URL as in etcd and stays when that changes
-//! (`<data_dir>/member.json`), and the cluster's.
+//! Who a member is: its number and the cluster's. A founder's follow from the configuration, which all founders
+//! share. Later members are numbered when they are added, each anew: one that lost its disk has forgotten
+//! what it voted, and must not come back under the old number, whatever its URL.
 
-use super::connect::{Admit, Connect, Sighted};
+use super::{
+    connect::{Admit, Connect, Sighted},
+    join::{ClusterQuestion, Told},
+};
 use crate::model::members::MemberRecord;
-use photon_base::{Error, Result};
+use photon_base::{Code, Error, Result};
 use photon_raft::NodeId;
 use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc};
@@ -65,12 +69,29 @@ impl std::fmt::Debug for Peering {
     }
 }
 
-/// Numbers that stay the same whatever happens to URLs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Who this member is: given once, kept in `<data_dir>/member.json` whatever happens to URLs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Seat {
     pub member: u64,
-    /// 0 until a member of the cluster has told.
     pub cluster: u64,
+    #[serde(default)]
+    pub by: By,
+    /// For one that joined: members that there were, until its own log tells.
+    #[serde(default)]
+    pub others: Vec<(u64, String)>,
+}
+
+/// How a member came to its cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum By {
+    /// With all others, by their configuration.
+    #[default]
+    Founding,
+    /// Added by a member.
+    Joining,
+    /// Alone, out of what was left of another cluster.
+    Recovery,
 }
 
 /// An id that stays the same across restarts (FNV-1a; ids need to differ, not to be secret). Never 0 or 1:
@@ -86,56 +107,74 @@ pub(crate) fn member_id(peer_url: &str) -> u64 {
 }
 
 impl Peering {
-    fn me(&self, name: &str) -> Result<&Founder> {
+    /// The member of this name, which must be among those named.
+    pub fn me(&self, name: &str) -> Result<&Founder> {
         self.initial.iter().find(|f| f.name == name).ok_or_else(|| {
             Error::invalid("initial-cluster", format!("does not name this member, {name:?}"))
                 .hint("--name and --initial-cluster NAME=URL,… must agree")
         })
     }
 
-    /// What the configuration says; what a member once was given stays.
-    fn computed(&self, name: &str) -> Result<Seat> {
+    /// The seat of a founder. `origin` is what its state was restored from, if it was: a cluster that begins
+    /// with an old state is a new one, whatever its URLs.
+    fn founder(&self, name: &str, origin: &str) -> Result<Seat> {
         let member = self.me(name)?.id();
         let mut all: Vec<String> =
             self.initial.iter().map(|f| format!("{}={}", f.name, f.peer_url)).collect();
         all.sort();
-        let founded = stable_id(b"cluster", format!("{} {}", self.token, all.join(",")).as_bytes());
-        Ok(Seat { member, cluster: if self.existing { 0 } else { founded } })
+        let founded = format!("{} {}{origin}", self.token, all.join(","));
+        let cluster = stable_id(b"cluster", founded.as_bytes());
+        Ok(Seat { member, cluster, by: By::Founding, others: Vec::new() })
     }
 
-    pub(crate) fn seat(&self, name: &str, dir: Option<&Path>) -> Result<Seat> {
-        let path = dir.map(|d| d.join("member.json"));
-        if let Some(p) = path.as_ref().filter(|p| p.exists()) {
-            return photon_rt::fs::read_text(p, 1 << 10).and_then(|t| {
-                serde_json::from_str(&t)
-                    .map_err(|e| Error::internal(format!("{} is damaged", p.display())).why(e))
-            });
+    /// The seat of this member: as it was kept, else as the configuration says, or as the others do.
+    pub(crate) async fn seat(&self, name: &str, dir: Option<&Path>) -> Result<Seat> {
+        if let Some(seat) = kept(dir)? {
+            return Ok(seat);
         }
-        let seat = self.computed(name)?;
-        keep(seat, dir)?;
+        let seat = if self.existing {
+            self.ask_for_seat(name).await?
+        } else {
+            self.founder(name, &dir.map(origin).transpose()?.unwrap_or_default())?
+        };
+        keep(&seat, dir)?;
         Ok(seat)
     }
 
     /// Writes down who the member is whose store lies in `dir` and had no peers so far: it has its own number in
     /// the log. Call before anything is made there.
     pub(crate) fn adopt(&self, name: &str, dir: &Path) -> Result<()> {
-        if !self.existing && dir.join("log").exists() && !dir.join("member.json").exists() {
-            keep(Seat { member: 1, ..self.computed(name)? }, Some(dir))?;
+        if !self.existing && dir.join("log").exists() && !dir.join(FILE).exists() {
+            keep(&Seat { member: 1, ..self.founder(name, &origin(dir)?)? }, Some(dir))?;
         }
         Ok(())
     }
 
     /// The number that this member has, whatever its URL says.
-    pub(crate) fn seated(&mut self, name: &str, seat: Seat) {
+    pub(crate) fn seated(&mut self, name: &str, seat: &Seat) {
         self.initial.iter_mut().filter(|f| f.name == name).for_each(|f| f.id = Some(seat.member));
     }
 
-    /// Members of the new group; none for one that joins.
-    pub(crate) fn founders(&self) -> Vec<NodeId> {
-        if self.existing {
-            return Vec::new();
+    /// One that joins was given its number when it was added: the others know it by its URL.
+    async fn ask_for_seat(&self, name: &str) -> Result<Seat> {
+        let url = &self.me(name)?.peer_url;
+        let told = self.ask_others(name, ClusterQuestion::List).await?;
+        let here = told.members.iter().find(|m| m.peer_ur_ls.iter().any(|u| same(u, url)));
+        let Some(m) = here else {
+            return Err(Error::new(Code::Conflict, format!("the cluster has no member at {url}"))
+                .why("a member is added before it starts, and gets its number then")
+                .hint(format!("etcdctl member add {name} --peer-urls {url}")));
+        };
+        Ok(seat_in(&told, m.id))
+    }
+
+    /// The group's first members; none for one that waits to be made a member.
+    pub(crate) fn founders(&self, seat: &Seat) -> Vec<NodeId> {
+        match seat.by {
+            By::Founding if !self.existing => self.initial.iter().map(|f| NodeId(f.id())).collect(),
+            By::Founding | By::Joining => Vec::new(),
+            By::Recovery => vec![NodeId(seat.member)],
         }
-        self.initial.iter().map(|f| NodeId(f.id())).collect()
     }
 
     pub(super) fn records(&self) -> Vec<MemberRecord> {
@@ -152,13 +191,48 @@ impl Peering {
 /// Writes down in `dir` who the member that will be started there is, in which cluster.
 pub fn assign(dir: &Path, member: u64, cluster: u64) -> Result<()> {
     photon_rt::fs::private_dir(dir)?;
-    keep(Seat { member, cluster }, Some(dir))
+    keep(&Seat { member, cluster, by: By::Joining, others: Vec::new() }, Some(dir))
 }
 
-pub(super) fn keep(seat: Seat, dir: Option<&Path>) -> Result<()> {
+/// The seat of a member in the cluster that told of it.
+pub(super) fn seat_in(told: &Told, member: u64) -> Seat {
+    let others = told.members.iter().filter(|m| m.id != member);
+    let others = others.filter_map(|m| Some((m.id, m.peer_ur_ls.first()?.clone()))).collect();
+    Seat { member, cluster: told.cluster, by: By::Joining, others }
+}
+
+pub(super) fn same(a: &str, b: &str) -> bool {
+    a.trim_end_matches('/') == b.trim_end_matches('/')
+}
+
+/// A number that nobody has: for members that are added, and for clusters out of the remains of others.
+pub(crate) fn new_id() -> u64 {
+    photon_rt::entropy::u64().max(2)
+}
+
+const FILE: &str = "member.json";
+
+/// Names what the state was restored from.
+pub(crate) const ORIGIN: &str = "origin";
+
+fn origin(dir: &Path) -> Result<String> {
+    let path = dir.join(ORIGIN);
+    if path.exists() { photon_rt::fs::read_text(&path, 1 << 10) } else { Ok(String::new()) }
+}
+
+/// What was kept.
+pub(super) fn kept(dir: Option<&Path>) -> Result<Option<Seat>> {
+    let Some(path) = dir.map(|d| d.join(FILE)).filter(|p| p.exists()) else { return Ok(None) };
+    let text = photon_rt::fs::read_text(&path, 64 << 10)?;
+    serde_json::from_str(&text)
+        .map(Some)
+        .map_err(|e| Error::internal(format!("{} is damaged", path.display())).why(e).hint(super::REJOIN))
+}
+
+pub(crate) fn keep(seat: &Seat, dir: Option<&Path>) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
-    let text = serde_json::to_string(&seat).unwrap_or_default();
-    photon_rt::fs::write_atomic(&dir.join("member.json"), text.as_bytes(), 0o600)
+    let text = serde_json::to_string(seat).unwrap_or_default();
+    photon_rt::fs::write_atomic(&dir.join(FILE), text.as_bytes(), 0o600)
 }
 
 #[cfg(test)]
@@ -166,20 +240,26 @@ mod tests {
     use super::*;
     use crate::cluster::PlainTcp;
 
-    #[test]
-    fn numbers_follow_from_urls_and_stay() {
+    #[tokio::test]
+    async fn numbers_follow_from_urls_and_stay() {
         let dir = std::env::temp_dir().join(format!("photon-seat-{:x}", photon_rt::entropy::u64()));
         photon_rt::fs::private_dir(&dir).expect("folder");
         let f = |n: &str| Founder::new(n, format!("http://{n}:2380"));
         let connect = Arc::new(PlainTcp);
         let founders = Peering { token: "t".into(), ..Peering::new(vec![f("a"), f("b")], connect) };
-        let a = founders.seat("a", Some(&dir)).expect("seat");
-        assert_ne!(a.member, founders.computed("b").expect("seat").member);
-        assert_eq!(a.cluster, founders.computed("b").expect("seat").cluster);
+        let of = |p: &Peering, name: &str| p.founder(name, "").expect("seat");
+        let a = founders.seat("a", Some(&dir)).await.expect("seat");
+        assert_ne!(a.member, of(&founders, "b").member);
+        assert_eq!(a.cluster, of(&founders, "b").cluster);
         let other = Peering { token: "u".into(), ..founders.clone() };
-        assert_ne!(a.cluster, other.computed("a").expect("seat").cluster);
-        assert_eq!(other.seat("a", Some(&dir)).expect("kept"), a);
-        assert!(founders.seat("c", None).is_err());
+        assert_ne!(a.cluster, of(&other, "a").cluster);
+        assert_eq!(other.seat("a", Some(&dir)).await.expect("kept"), a);
+        assert!(founders.seat("c", None).await.is_err());
+        assert_ne!(founders.founder("a", "restored").expect("seat").cluster, a.cluster);
+        // As it was kept before members had ways to come.
+        photon_rt::fs::write_atomic(&dir.join(FILE), br#"{"member":7,"cluster":9}"#, 0o600).expect("write");
+        let old = founders.seat("a", Some(&dir)).await.expect("kept");
+        assert_eq!((old.member, old.cluster, old.by), (7, 9, By::Founding));
         photon_rt::fs::remove_dir_all(&dir).expect("clean");
     }
 }

@@ -352,11 +352,8 @@ impl Batch {
         if keys.windows(2).any(|w| w[0] == w[1]) {
             return Err(EtcdError::Unsupported("a key is written twice".into()));
         }
-        if let Some(w) = r.writes.iter().find(|w| w.key.is_empty() || w.key.len() > MAX_KEY) {
-            return Err(EtcdError::Unsupported(format!(
-                "key of {} bytes; 1 to {MAX_KEY} are possible",
-                w.key.len()
-            )));
+        if let Some(w) = r.writes.iter().find(|w| w.key.is_empty() || !fits(&w.key)) {
+            return Err(EtcdError::Unsupported(format!("a key of {} bytes", w.key.len())));
         }
         self.write(|tx| {
             r.writes.iter().try_for_each(|w| match &w.value {

@@ -375,7 +375,7 @@ impl Role {
         if perm.key.is_empty() || span.is_empty() {
             return Err(EtcdError::InvalidAuthMgmt);
         }
-        if perm.key.len().max(perm.range_end.len()) > super::layout::MAX_KEY {
+        if !super::layout::fits(&perm.key) || !super::layout::fits(&perm.range_end) {
             return Err(EtcdError::RequestTooLarge);
         }
         let i = self.permissions.partition_point(|p| p.key < perm.key);

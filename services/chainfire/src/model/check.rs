@@ -1,7 +1,7 @@
 //! What can be said about a request without looking at the state: shape, limits, and whether the
 //! caller may name the keys in it. The machine says it again when the command is applied.
 
-use super::layout::MAX_KEY;
+use super::layout::fits;
 use crate::{
     EtcdError, EtcdResult, Scope, Span,
     wire::etcdserverpb::{
@@ -61,8 +61,8 @@ pub fn put(scope: Scope, r: &PutRequest) -> EtcdResult<()> {
     if r.ignore_lease && r.lease != 0 {
         return Err(EtcdError::LeaseProvided);
     }
-    if r.key.len() > MAX_KEY {
-        return Err(EtcdError::Unsupported(format!("key of {} bytes; at most {MAX_KEY}", r.key.len())));
+    if !fits(&r.key) {
+        return Err(EtcdError::RequestTooLarge);
     }
     named(scope, &r.key)
 }

@@ -32,8 +32,13 @@ pub const SWEPT: &[u8] = b"swept";
 /// Key in `meta` of the rules in force ([`super::Rules`]).
 pub const RULES: &[u8] = b"rules";
 
-/// Longest key that clients may use: escaped to twice its length it still fits the engine.
-pub const MAX_KEY: usize = 32_000;
+/// True for keys that can be kept: escaped and with a stamp they still fit the engine, so up to 65,521
+/// bytes without zeros. etcd's only limit is that of the request. Longer ones would need a place of their
+/// own, sorted among the others: beside a common beginning no index could order them without its whole
+/// keys, and nobody was ever seen to use such keys.
+pub fn fits(key: &[u8]) -> bool {
+    key.len() + key.iter().filter(|b| **b == 0).count() + 2 + 12 <= photon_kv::engine::MAX_KEY
+}
 
 /// Where the state stands.
 #[derive(Clone, PartialEq, prost::Message)]

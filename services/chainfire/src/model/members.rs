@@ -117,6 +117,7 @@ impl Rules {
                     return Err(EtcdError::TooFewMembers);
                 }
                 self.members.retain(|o| o.id != m.id);
+                self.alarms.retain(|a| a.member_id != m.id); // nobody would take them back
             }
             MemberVerb::Update => {
                 if self.members.iter().any(|o| o.id != m.id && taken(&o)) {

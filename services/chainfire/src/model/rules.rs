@@ -56,13 +56,7 @@ impl Rules {
         {
             return Err(EtcdError::Corrupt);
         }
-        let grows = match op {
-            Op::Put(_) | Op::LeaseGrant(_) => true,
-            Op::Txn(r) => puts(r),
-            Op::Commit(r) => r.writes.iter().any(|w| w.value.is_some()),
-            _ => false,
-        };
-        if grows && self.raised(AlarmType::Nospace) { Err(EtcdError::NoSpace) } else { Ok(()) }
+        if grows(op) && self.raised(AlarmType::Nospace) { Err(EtcdError::NoSpace) } else { Ok(()) }
     }
 
     /// Carries out an alarm request; answers the alarms that it is about, and whether anything changed.
@@ -85,6 +79,16 @@ impl Rules {
             }
             (Ok(AlarmAction::Deactivate), Err(_)) => Ok((Vec::new(), false)),
         }
+    }
+}
+
+/// True for what needs room: without space it is refused.
+pub fn grows(op: &Op) -> bool {
+    match op {
+        Op::Put(_) | Op::LeaseGrant(_) => true,
+        Op::Txn(r) => puts(r),
+        Op::Commit(r) => r.writes.iter().any(|w| w.value.is_some()),
+        _ => false,
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::{Api, etcdserverpb::*};
 use crate::{
-    cluster::member_id,
+    cluster::new_id,
     model::members::{MemberRecord, MemberVerb},
     who::Who,
 };
@@ -49,7 +49,7 @@ impl cluster_server::Cluster for Api {
         let who = self.operator(&request)?;
         let r = request.into_inner();
         urls(&r.peer_ur_ls)?;
-        let id = member_id(&r.peer_ur_ls[0]);
+        let id = new_id();
         let m = MemberRecord { id, peer_urls: r.peer_ur_ls, learner: r.is_learner, ..Default::default() };
         let members = self.change(&who, MemberVerb::Add, m).await?;
         let member = members.iter().find(|m| m.id == id).cloned();

@@ -24,6 +24,7 @@ pub struct Grpc {
     lease: lease_server::LeaseServer<Api>,
     cluster: cluster_server::ClusterServer<Api>,
     maintenance: maintenance_server::MaintenanceServer<Api>,
+    api: Api,
     auth: auth_server::AuthServer<Api>,
     lock: LockServer<Api>,
     election: ElectionServer<Api>,
@@ -31,7 +32,7 @@ pub struct Grpc {
 
 impl Grpc {
     /// Of one ChainFire.
-    pub fn new(api: Api) -> Grpc {
+    pub(super) fn new(api: Api) -> Grpc {
         Grpc {
             kv: kv_server::KvServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
             watch: watch_server::WatchServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
@@ -41,7 +42,8 @@ impl Grpc {
                 .max_decoding_message_size(MAX_MESSAGE),
             lock: LockServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
             election: ElectionServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
-            auth: auth_server::AuthServer::new(api).max_decoding_message_size(MAX_MESSAGE),
+            auth: auth_server::AuthServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE),
+            api,
         }
     }
 }
@@ -57,6 +59,10 @@ impl Service<Request<Body>> for Grpc {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let service = request.uri().path().strip_prefix('/').and_then(|p| p.split_once('/'));
+        if request.uri().path() == "/etcdserverpb.Maintenance/Downgrade" {
+            let api = self.api.clone();
+            return Box::pin(async move { Ok(api.downgrade(request).await.into_http()) });
+        }
         let answer = match service.and_then(|(name, _)| name.split_once('.')) {
             Some(("etcdserverpb", "KV")) => self.kv.call(request),
             Some(("etcdserverpb", "Watch")) => self.watch.call(request),

@@ -148,6 +148,13 @@ async fn metrics(State(c): State<ChainFire>, who: Option<Extension<Scope>>) -> R
         n.watch_streams.load(Relaxed),
     );
     put("counter", "etcd_debugging_mvcc_events_total", "Events sent to watches.", n.events.load(Relaxed));
+    let rebuilds = u64::from(!i.shared.whole.load(std::sync::atomic::Ordering::Acquire));
+    put(
+        "gauge",
+        "chainfire_state_rebuilding",
+        "The state was damaged and comes from another member.",
+        rebuilds,
+    );
     put("gauge", "chainfire_leases", "Leases.", i.shared.lessor.count() as u64);
     Ok(out)
 }

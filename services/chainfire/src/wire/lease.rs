@@ -1,10 +1,13 @@
 //! The Lease service.
 
 use super::{Api, etcdserverpb::*};
-use crate::EtcdError;
+use crate::{EtcdError, cluster::FromMember};
 use futures::{Stream, StreamExt};
 use std::pin::Pin;
 use tonic::{Request, Response, Status, Streaming};
+
+/// Signs of life of one stream that are worked on at a time.
+const TOGETHER: usize = 64;
 
 #[tonic::async_trait]
 impl lease_server::Lease for Api {
@@ -29,18 +32,20 @@ impl lease_server::Lease for Api {
 
     type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
 
-    /// One answer for each question, in order: nothing is read ahead of what the client takes.
+    /// One answer for each question, in order. A few are worked on at a time: where this member has to ask
+    /// the leader, they travel together.
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let who = self.who(&request)?;
+        let relayed = request.extensions().get::<FromMember>().is_some();
         let me = self.clone();
-        let answers = request.into_inner().then(move |r| {
+        let answers = request.into_inner().map(move |r| {
             let (me, who) = (me.clone(), who.clone());
             async move {
                 let id = r?.id;
-                let ttl = match me.0.lease_renew(&who, id).await {
+                let ttl = match me.0.lease_renew(&who, id, relayed).await {
                     Ok(ttl) => ttl,
                     Err(EtcdError::LeaseNotFound) => 0,
                     Err(e) => return Err(e.into()),
@@ -48,7 +53,7 @@ impl lease_server::Lease for Api {
                 Ok(LeaseKeepAliveResponse { header: me.header(me.revision()), id, ttl })
             }
         });
-        Ok(Response::new(Box::pin(answers)))
+        Ok(Response::new(Box::pin(answers.buffered(TOGETHER))))
     }
 
     async fn lease_time_to_live(
@@ -56,13 +61,11 @@ impl lease_server::Lease for Api {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let who = self.who(&request)?;
+        let relayed = request.extensions().get::<FromMember>().is_some();
         let r = request.into_inner();
-        self.0.linearizable().await?.rules.auth.known(&who.login).map_err(Status::from)?;
-        if self.0.raft_role() != "leader" {
-            return Err(EtcdError::NotLeader.into()); // only its timers count
-        }
+        let left = self.0.lease_remaining(&who, r.id, relayed).await;
         let header = self.header(self.revision());
-        let answer = match self.0.inner.shared.lessor.remaining(who.scope, r.id) {
+        let answer = match left {
             Ok(left) => {
                 let keys = if r.keys { self.0.lease_keys(&who, r.id).await? } else { Vec::new() };
                 LeaseTimeToLiveResponse { header, id: r.id, ttl: left.left, granted_ttl: left.granted, keys }

@@ -142,6 +142,48 @@ impl maintenance_server::Maintenance for Api {
     }
 }
 
+/// etcd's DowngradeRequest: 0 validates, 1 enables, 2 cancels.
+#[derive(Clone, PartialEq, Message)]
+struct DowngradeRequest {
+    #[prost(int32, tag = "1")]
+    action: i32,
+    #[prost(string, tag = "2")]
+    version: String,
+}
+
+impl Api {
+    /// etcd 3.5's call that prepares an older release. There is none that reads these files, so every
+    /// answer is one of etcd's refusals. Not in the generated code, which is of an older etcd.
+    pub(super) async fn downgrade(&self, request: http::Request<axum::body::Body>) -> Status {
+        let (parts, body) = request.into_parts();
+        let metadata = tonic::metadata::MetadataMap::from_headers(parts.headers);
+        let who = self.operator(&Request::from_parts(metadata, parts.extensions, ()));
+        let r = axum::body::to_bytes(body, 1 << 10).await;
+        // Five bytes say that what follows is not compressed, and how long it is.
+        let r = r.ok().and_then(|b| DowngradeRequest::decode(b.get(5..)?).ok());
+        match (who, r) {
+            (Err(e), _) => e,
+            (_, None) => Status::invalid_argument("etcdserver: wrong downgrade target version format"),
+            (_, Some(r)) if r.action == 2 => {
+                Status::failed_precondition("etcdserver: no inflight downgrade job")
+            }
+            (_, Some(r)) if r.action > 2 || r.action < 0 => {
+                Status::unimplemented("etcdserver: unknown downgrade action")
+            }
+            (_, Some(r)) => match version(&r.version) {
+                true => Status::invalid_argument("etcdserver: invalid downgrade target version"),
+                false => Status::invalid_argument("etcdserver: wrong downgrade target version format"),
+            },
+        }
+    }
+}
+
+/// `3.4` or `3.4.0`.
+fn version(text: &str) -> bool {
+    let parts: Vec<&str> = text.trim_start_matches('v').split('.').collect();
+    (2..=3).contains(&parts.len()) && parts.iter().all(|p| p.parse::<u16>().is_ok())
+}
+
 fn unread(e: MachineError) -> Status {
     Status::internal(e.to_string())
 }

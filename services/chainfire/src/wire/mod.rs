@@ -20,6 +20,7 @@ use crate::{
     who::{Login, Who},
 };
 use etcdserverpb::ResponseHeader;
+use std::sync::atomic::Ordering;
 use tonic::{Request, Status};
 
 /// The release of etcd whose interface this is; clients decide by it what they may ask for.
@@ -63,6 +64,9 @@ impl Api {
     /// users is in a token.
     fn who<T>(&self, r: &Request<T>) -> Result<Who, Status> {
         let scope = r.extensions().get::<Scope>().copied().ok_or(EtcdError::NoIdentity)?;
+        if !self.0.inner.shared.whole.load(Ordering::Acquire) {
+            return Err(EtcdError::Stopped.into()); // clients try another member
+        }
         let proven = r.extensions().get::<Anonymous>().is_none();
         let rules = self.0.published().rules.clone();
         let login = if scope == Scope::Operator && proven {
@@ -104,4 +108,16 @@ impl ChainFire {
         let json = axum::routing::any(move |r| gateway.clone().answer(r));
         http::pages(self).route("/v3/{*path}", json).fallback_service(grpc)
     }
+}
+
+impl ChainFire {
+    /// The pages of [`ChainFire::router`] alone.
+    pub fn status_pages(&self) -> axum::Router {
+        http::pages(self)
+    }
+}
+
+/// The gRPC services alone.
+pub(crate) fn services(c: &ChainFire) -> grpc::Grpc {
+    grpc::Grpc::new(Api(c.clone()))
 }

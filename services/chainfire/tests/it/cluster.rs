@@ -8,6 +8,7 @@ use chainfire::{
         lease_client::LeaseClient, watch_client::WatchClient, watch_request::RequestUnion, *,
     },
 };
+use photon_kv::engine::FjallOptions;
 use photon_rt::{
     net::TcpListener,
     time::{Duration, now, sleep, timeout},
@@ -15,45 +16,58 @@ use photon_rt::{
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
 /// A place for a member: its folder, and a port for its peers that stays its own.
-struct Place {
-    name: String,
-    dir: tempfile::TempDir,
+pub struct Place {
+    pub name: String,
+    pub dir: tempfile::TempDir,
     peers: SocketAddr,
 }
 
 impl Place {
     /// The socket is bound again at each start; nobody else takes a port just released, in practice.
-    async fn new(name: &str) -> (Place, TcpListener) {
+    pub async fn new(name: &str) -> (Place, TcpListener) {
         let socket = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
         let peers = socket.local_addr().expect("address");
         (Place { name: name.into(), dir: tempfile::tempdir().expect("temp dir"), peers }, socket)
     }
 
-    fn founder(&self) -> Founder {
+    pub fn founder(&self) -> Founder {
         Founder::new(&self.name, format!("http://{}", self.peers))
     }
 
-    async fn start(&self, initial: &[Founder], existing: bool, socket: Option<TcpListener>) -> Server {
+    pub async fn start(&self, initial: &[Founder], existing: bool, socket: Option<TcpListener>) -> Server {
+        self.open(initial, existing, socket).await.expect("it starts")
+    }
+
+    pub fn peering(&self, initial: &[Founder], existing: bool) -> Peering {
+        Peering { existing, token: "test".into(), ..Peering::new(initial.to_vec(), Arc::new(PlainTcp)) }
+    }
+
+    pub async fn open(
+        &self,
+        initial: &[Founder],
+        existing: bool,
+        socket: Option<TcpListener>,
+    ) -> photon_base::Result<Server> {
         let socket = match socket {
             Some(s) => s,
             None => photon_rt::net::listen(self.peers).await.expect("its port"),
         };
-        let peering =
-            Peering { existing, token: "test".into(), ..Peering::new(initial.to_vec(), Arc::new(PlainTcp)) };
         let dir: &Path = self.dir.path();
         let config = ChainFireConfig {
             name: self.name.clone(),
-            peering: Some(peering),
+            peering: Some(self.peering(initial, existing)),
             client_urls: vec![format!("http://client-of-{}", self.name)],
+            // So small that a test's keys get into tables, and are read from there.
+            engine: FjallOptions { write_buffer: 64 << 10, cache: 1 << 10 },
             ..ChainFireConfig::new(dir)
         };
-        let s = Server::with(config).await;
+        let s = Server::open(config).await?;
         s.chainfire.serve_peers(socket, None).expect("peers");
-        s
+        Ok(s)
     }
 }
 
-async fn until(what: &str, mut f: impl AsyncFnMut() -> bool) {
+pub async fn until(what: &str, mut f: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !f().await {
             sleep(Duration::from_millis(20)).await;
@@ -62,7 +76,7 @@ async fn until(what: &str, mut f: impl AsyncFnMut() -> bool) {
     timeout(Duration::from_secs(60), what, wait).await.expect("in time");
 }
 
-async fn three() -> (Vec<Place>, Vec<Founder>, Vec<Option<Server>>) {
+pub async fn three() -> (Vec<Place>, Vec<Founder>, Vec<Option<Server>>) {
     let (mut places, mut sockets) = (Vec::new(), Vec::new());
     for name in ["a", "b", "c"] {
         let (place, socket) = Place::new(name).await;
@@ -77,7 +91,7 @@ async fn three() -> (Vec<Place>, Vec<Founder>, Vec<Option<Server>>) {
     (places, founders, servers)
 }
 
-fn leader(servers: &[Option<Server>]) -> Option<usize> {
+pub fn leader(servers: &[Option<Server>]) -> Option<usize> {
     servers.iter().position(|s| s.as_ref().is_some_and(|s| s.chainfire.raft_role() == "leader"))
 }
 
@@ -185,6 +199,51 @@ async fn a_cluster_of_one_grows_and_its_founder_leaves() {
     let list = ok(&servers[0].operator, &["member", "list"]).await;
     assert_eq!(list.lines().count(), 2, "{list}");
     for s in servers {
+        s.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_asked_of_any_member_and_signs_of_life_are_no_entries() {
+    let (_places, _, servers) = three().await;
+    until("a leader", async || leader(&servers).is_some()).await;
+    let lead = leader(&servers).expect("just seen");
+    let url = |i: usize| servers[(lead + i) % 3].as_ref().expect("runs").operator.clone();
+    until("everybody to say its name", async || {
+        let list = ok(&url(0), &["member", "list"]).await;
+        ["client-of-a", "client-of-b", "client-of-c"].iter().all(|n| list.contains(n))
+    })
+    .await;
+    let (mut near, mut far) =
+        (LeaseClient::new(channel(&url(1)).await), LeaseClient::new(channel(&url(2)).await));
+    near.lease_grant(LeaseGrantRequest { id: 9, ttl: 60 }).await.expect("grant");
+    ok(&url(1), &["put", "k", "v", "--lease=9"]).await;
+    let ask = LeaseTimeToLiveRequest { id: 9, keys: true };
+    let left = far.lease_time_to_live(ask).await.expect("time to live").into_inner();
+    assert_eq!((left.granted_ttl, &left.keys[..]), (60, &["k".into()][..]));
+    assert!((50..=60).contains(&left.ttl), "{left:?}");
+    let gone = LeaseTimeToLiveRequest { id: 77, keys: false };
+    assert_eq!(far.lease_time_to_live(gone).await.expect("answer").into_inner().ttl, -1);
+    assert_eq!(far.lease_leases(LeaseLeasesRequest {}).await.expect("list").into_inner().leases[0].id, 9);
+    // The leader counts on; then a sign of life through a member that does not lead starts anew.
+    sleep(Duration::from_millis(2_100)).await;
+    let old = near.lease_time_to_live(ask).await.expect("time to live").into_inner().ttl;
+    assert!(old <= 58, "{old}");
+    let commit = || servers[lead].as_ref().expect("runs").chainfire.raft().commit;
+    let before = commit();
+    let beats =
+        futures::stream::iter((0..500).map(|i| LeaseKeepAliveRequest { id: if i == 400 { 78 } else { 9 } }));
+    let mut answers = far.lease_keep_alive(beats).await.expect("stream").into_inner();
+    let mut heard = Vec::new();
+    while let Some(a) = answers.message().await.expect("answer") {
+        heard.push((a.id, a.ttl));
+    }
+    assert_eq!(heard.len(), 500);
+    assert!(heard.iter().enumerate().all(|(i, a)| *a == if i == 400 { (78, 0) } else { (9, 60) }));
+    assert_eq!(commit(), before, "signs of life are no entries of the log");
+    let new = near.lease_time_to_live(ask).await.expect("time to live").into_inner().ttl;
+    assert!(new >= 59, "{new}");
+    for s in servers.into_iter().flatten() {
         s.stop().await;
     }
 }

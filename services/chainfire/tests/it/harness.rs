@@ -60,7 +60,11 @@ impl Server {
     }
 
     pub async fn with(config: ChainFireConfig) -> Server {
-        let chainfire = ChainFire::open(config).await.expect("ChainFire opens");
+        Self::open(config).await.expect("ChainFire opens")
+    }
+
+    pub async fn open(config: ChainFireConfig) -> photon_base::Result<Server> {
+        let chainfire = ChainFire::open(config).await?;
         let tasks = Tasks::new();
         let router = chainfire.router();
         let operator = listen(&tasks, router.clone().layer(axum::Extension(Scope::Operator))).await;
@@ -71,7 +75,7 @@ impl Server {
         )
         .await;
         let nobody = listen(&tasks, router).await;
-        Server { chainfire, operator, tenant, open, nobody, tasks }
+        Ok(Server { chainfire, operator, tenant, open, nobody, tasks })
     }
 
     pub async fn stop(self) {

@@ -5,6 +5,7 @@
 mod auth;
 mod client;
 mod cluster;
+mod damage;
 mod differential;
 mod etcdctl;
 mod gateway;
@@ -15,6 +16,7 @@ mod kill;
 mod kv;
 mod line;
 mod maintenance;
+mod room;
 mod stream;
 mod tenant;
 mod watch;
