@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use photon_raft::{
     Command, GroupId, Machine, MachineError, NoTransport, NodeId, Position, Store, StoreConfig,
+    snapshot::Chunks,
 };
 use photon_rt::{
     disk::{Disk, RealDisk},
@@ -32,9 +33,7 @@ impl Machine for Counter {
         Ok(Position::default())
     }
 
-    fn snapshot(
-        &self,
-    ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError> {
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
         Err(MachineError("none".into()))
     }
 

@@ -20,6 +20,7 @@ pub(crate) trait Member: Send + Sync {
     fn failed(&self, number: u64, error: ProposeError);
     fn status(&self, status: GroupStatus);
     fn members(&self, members: Members);
+    fn now(&self) -> GroupStatus;
     fn stopped(&self, why: &str);
 }
 
@@ -110,6 +111,10 @@ impl<M: Machine> Shared<M> {
 
     pub(crate) fn set_members(&self, members: Members) {
         self.members.send_replace(members);
+    }
+
+    pub(crate) fn status_now(&self) -> GroupStatus {
+        *self.status.borrow()
     }
 
     pub(crate) fn set_status(&self, status: GroupStatus) {

@@ -20,7 +20,7 @@ fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
 fn message() -> impl Strategy<Value = Message> {
     let head = (1u64.., 1u64.., any::<[u64; 6]>(), any::<bool>(), any::<i64>(), bytes(20));
     let entries = prop::collection::vec((0u64..3, bytes(40), bytes(8)), 0..6);
-    (0usize..13, head, entries, conf_state(), bytes(200), 1u64..u64::MAX / 2).prop_map(
+    (0usize..13, head, entries, conf_state(), any::<[u8; 24]>(), 1u64..u64::MAX / 2).prop_map(
         |(kind, (to, from, n, reject, priority, context), entries, conf, data, index)| {
             let mut m = Message { to, from, reject, priority, context, ..Message::default() };
             [m.commit, m.commit_term, m.request_snapshot, m.reject_hint, m.log_term, m.term] = n;
@@ -53,11 +53,10 @@ fn message() -> impl Strategy<Value = Message> {
                     }
                 }
                 MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
-                    m.mut_entries()
-                        .push(Entry { data: data.slice(..data.len().min(30)), ..Entry::default() });
+                    m.mut_entries().push(Entry { data: Bytes::copy_from_slice(&data), ..Entry::default() });
                 }
                 MessageType::MsgSnapshot => {
-                    let mut s = Snapshot { data, ..Snapshot::default() };
+                    let mut s = Snapshot { data: Bytes::copy_from_slice(&data), ..Snapshot::default() };
                     s.mut_metadata().index = index;
                     s.mut_metadata().term = 5;
                     s.mut_metadata().set_conf_state(conf);

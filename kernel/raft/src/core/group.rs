@@ -3,8 +3,9 @@
 
 use super::{
     Committed, CoreConfig, GroupStatus, Output, Role,
+    carry::Carrying,
     forward::Origin,
-    rebuild, snapshot,
+    rebuild,
     storage::{GroupStorage, SharedLog, SnapshotSlot},
 };
 use crate::{
@@ -12,10 +13,11 @@ use crate::{
     bug::{Bug, Bugs},
     codec,
     log::Log,
+    snapshot,
 };
 use bytes::Bytes;
 use raft::{
-    Config, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole,
+    Config, RawNode, ReadOnlyOption, ReadState, StateRole,
     eraftpb::{Entry, EntryType, Message, MessageType},
 };
 use std::{
@@ -68,9 +70,8 @@ pub(super) struct Group {
     pins: bool,
     /// The state machine holds nothing and waits for the state of others.
     pub(super) rebuild: bool,
-    snapshot_asked: bool,
-    /// Peers to whom a snapshot is under way, since when.
-    snapshots_sent: BTreeMap<u64, u64>,
+    /// Snapshots being made, carried and installed.
+    pub(super) carrying: Carrying,
     told: GroupStatus,
     pub(super) members: Members,
     /// Entry that made them so.
@@ -90,7 +91,7 @@ impl Group {
         let (start, last) = (log.start(id)?, log.last_index(id)?);
         let (_, conf) = log.state(id)?;
         let members_index = log.members_index(id)?;
-        let (mut from, mut rebuild) = (machine, false);
+        let (mut from, mut rebuild, mut restoring) = (machine, false, None);
         if machine.index < log.floor(id)? && !snapshot::exists(&**log.disk(), id, start) {
             if !rebuild::can_wait(machine, &conf, config.node.0) {
                 return Err(StoreError::Damaged(format!(
@@ -102,7 +103,7 @@ impl Group {
             (from, rebuild) = (start, true);
         } else if machine.index < log.floor(id)? {
             out(Output::Restore { group: id, position: start });
-            from = start;
+            (from, restoring) = (start, Some(start.index));
         } else if machine.index < start.index {
             // What lies between were no commands.
             from = start;
@@ -168,8 +169,7 @@ impl Group {
             checkpoint_asked: false,
             pins: false,
             rebuild,
-            snapshot_asked: false,
-            snapshots_sent: BTreeMap::new(),
+            carrying: Carrying::new(restoring),
             told: GroupStatus::default(),
             members: Members::of(&conf),
             members_index,
@@ -276,26 +276,7 @@ impl Group {
                 out(Output::Failed { group: self.id, proposal: read, error });
             }
         }
-        let timeout = 4 * config.election_ticks as u64;
-        let prs = self.raft.raft.prs();
-        self.snapshots_sent
-            .retain(|to, _| prs.get(*to).is_some_and(|p| p.state == raft::ProgressState::Snapshot));
-        let late: Vec<u64> = self
-            .snapshots_sent
-            .iter()
-            .filter(|(_, since)| tick - **since > timeout)
-            .map(|(to, _)| *to)
-            .collect();
-        for to in late {
-            // Lost on the way: otherwise the leader would wait for ever.
-            self.snapshots_sent.remove(&to);
-            self.raft.report_snapshot(to, SnapshotStatus::Failure);
-        }
-        let mut slot = self.raft.store().slot();
-        if slot.ready.is_some() && self.snapshots_sent.is_empty() && tick.saturating_sub(slot.used) > timeout
-        {
-            slot.ready = None;
-        }
+        self.expire_snapshot(tick, 4 * config.election_ticks as u64);
     }
 
     pub(super) fn on_message(&mut self, message: Message, bugs: Bugs) {
@@ -304,6 +285,10 @@ impl Group {
         }
         if message.get_msg_type() == MessageType::MsgPropose {
             self.on_forwarded(message, bugs);
+            return;
+        }
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            self.step_snapshot(message);
             return;
         }
         // An error says that the message is of no use now (an unknown sender, no leader): as if lost.
@@ -423,30 +408,10 @@ impl Group {
             index = index.saturating_sub(config.retain_entries);
         }
         let storage = self.raft.store();
-        if let Some(s) = &storage.slot().ready {
-            // Whoever installs this snapshot goes on from there.
-            index = index.min(s.get_metadata().index);
-        }
+        // Whoever installs a snapshot goes on from there.
+        index = index.min(self.carrying.floor(&storage.slot()));
         let start = storage.log.lock().start(self.id).ok()?;
         (index > start.index).then_some(index)
-    }
-
-    pub(super) fn on_snapshot(
-        &mut self,
-        position: Position,
-        data: Bytes,
-        tick: u64,
-    ) -> Result<(), StoreError> {
-        self.snapshot_asked = false;
-        if position.index == 0 {
-            return Ok(());
-        }
-        if position.index < self.members_index {
-            // Its members are no longer known; the next one will have those of now.
-            self.raft.store().slot().wanted = true;
-            return Ok(());
-        }
-        self.raft.store().offer(position, data, tick)
     }
 
     pub(super) fn transfer(&mut self, to: NodeId) {
@@ -463,6 +428,7 @@ impl Group {
         // campaigns, and those before the snapshot are gone.
         self.raft.advance_apply_to(at.index);
         self.rebuild = false;
+        self.carrying.restoring = Some(at.index);
         (self.handed, self.committed) = (at.index, self.committed.max(at.index));
         self.members = Members::of(&self.raft.raft.prs().conf().to_conf_state());
         self.members_index = at.index;
@@ -484,8 +450,8 @@ impl Group {
     ) {
         for mut m in messages {
             if m.get_msg_type() == MessageType::MsgSnapshot {
-                self.snapshots_sent.insert(m.to, tick);
-                self.raft.store().slot().used = tick;
+                self.carry(&m, tick, out);
+                continue;
             }
             if bugs.on(Bug::CodecLosesReject) {
                 m.reject = false;
@@ -594,11 +560,7 @@ impl Group {
 
     /// Asks for what the log needs from the state machine.
     pub(super) fn ask(&mut self, log: &Log, config: &CoreConfig, out: &mut dyn FnMut(Output)) {
-        let wanted = std::mem::take(&mut self.raft.store().slot().wanted);
-        if wanted && !self.snapshot_asked {
-            self.snapshot_asked = true;
-            out(Output::TakeSnapshot { group: self.id });
-        }
+        self.ask_snapshot(out);
         let written = log.written(self.id);
         if !self.checkpoint_asked && written - self.written_at_checkpoint > config.checkpoint_bytes {
             self.checkpoint_asked = true;

@@ -1,8 +1,12 @@
 //! What goes into the driver and what comes out.
 
-use crate::{Change, Command, GroupId, Members, NodeId, Position, ProposeError};
+use crate::{
+    Change, Command, GroupId, Members, NodeId, Position, ProposeError,
+    snapshot::{Made, Outcome},
+};
 use bytes::Bytes;
 use raft::eraftpb::Message;
+use std::sync::Arc;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -50,14 +54,30 @@ pub enum Input {
         /// The machine's own position, which does not move over entries without a command.
         machine: Position,
     },
-    /// The snapshot that was asked for.
+    /// A snapshot that was asked for is begun: until it is made, the log goes back to its position.
+    SnapshotBegun {
+        /// Whose.
+        group: GroupId,
+        /// What it will reflect.
+        position: Position,
+    },
+    /// The snapshot that was asked for; none when it could not be made.
     Snapshot {
         /// Whose.
         group: GroupId,
-        /// What it reflects.
-        position: Position,
-        /// Its chunks, joined.
-        data: Bytes,
+        /// The file.
+        made: Option<Arc<Made>>,
+    },
+    /// Carrying a snapshot has ended.
+    SnapshotSent {
+        /// Whose.
+        group: GroupId,
+        /// To whom.
+        to: NodeId,
+        /// Which.
+        id: u64,
+        /// How.
+        outcome: Outcome,
     },
     /// A received snapshot is installed.
     Restored {
@@ -107,7 +127,9 @@ impl Input {
             | Input::Read { group, .. }
             | Input::Applied { group, .. }
             | Input::Checkpointed { group, .. }
+            | Input::SnapshotBegun { group, .. }
             | Input::Snapshot { group, .. }
+            | Input::SnapshotSent { group, .. }
             | Input::Restored { group, .. }
             | Input::Change { group, .. }
             | Input::Transfer { group, .. }
@@ -150,7 +172,18 @@ pub enum Output {
         /// To be given back in [`Input::Applied`].
         bytes: usize,
     },
-    /// Replace the state by the saved snapshot ([`crate::core`] `load`).
+    /// Carry a snapshot to a peer, and say how that ended.
+    SendSnapshot {
+        /// The peer.
+        to: NodeId,
+        /// Its group.
+        group: GroupId,
+        /// The encoded message that announces it.
+        message: Bytes,
+        /// The file.
+        made: Arc<Made>,
+    },
+    /// Replace the state by the received snapshot (`snapshot::load`).
     Restore {
         /// Where.
         group: GroupId,
@@ -169,7 +202,7 @@ pub enum Output {
         /// Whose.
         group: GroupId,
     },
-    /// Make a snapshot and report it.
+    /// Begin a snapshot, report that, make it beside everything else, and report it.
     TakeSnapshot {
         /// Whose.
         group: GroupId,

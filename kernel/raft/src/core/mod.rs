@@ -6,23 +6,23 @@
 //! votes, acknowledgements and committed entries leave. Nothing is handed to a state machine before
 //! it is committed and durable here, so a machine is never ahead of its log.
 
+mod carry;
 mod forward;
 mod group;
 mod input;
 mod membership;
 mod rebuild;
-mod snapshot;
 mod storage;
 #[cfg(test)]
 mod tests;
 
 pub use input::{Committed, GroupStatus, Input, Output, Role};
-pub(crate) use snapshot::{join, load, split};
 
 use crate::{
     GroupId, Members, NodeId, Position, ProposeError, StoreError,
     bug::{Bug, Bugs},
     log::Log,
+    snapshot,
 };
 use group::Group;
 use raft::eraftpb::{ConfState, HardState, Snapshot};
@@ -238,8 +238,11 @@ impl Core {
                     self.log.lock().purge(id, index, machine.index)?;
                 }
             }
-            Input::Snapshot { position, data, .. } => g.on_snapshot(position, data, self.tick)?,
+            Input::SnapshotBegun { position, .. } => g.on_snapshot_begun(position),
+            Input::Snapshot { made, .. } => g.on_snapshot(made, self.tick)?,
+            Input::SnapshotSent { to, id, outcome, .. } => g.on_sent(to, id, outcome, self.tick),
             Input::Restored { position, .. } => {
+                g.on_restored(position);
                 let log = self.log.lock();
                 snapshot::discard(&**log.disk(), id, position.index);
             }
@@ -349,7 +352,7 @@ impl Core {
         }
     }
 
-    /// Puts a received snapshot on disk and the log behind it.
+    /// Lets the log begin behind a received snapshot, whose file is durable.
     fn install(
         log: &mut Log,
         id: GroupId,
@@ -361,7 +364,6 @@ impl Core {
             return Ok(None);
         }
         let at = Position { index: meta.index, term: meta.term };
-        snapshot::save(&**log.disk(), id, at, &snapshot.data)?;
         let mut hard = hs.cloned().map_or_else(|| log.state(id).map(|(h, _)| h), Ok)?;
         hard.commit = hard.commit.max(at.index);
         log.reset(id, at, at.index, meta.get_conf_state(), &hard);

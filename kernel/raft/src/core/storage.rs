@@ -1,7 +1,6 @@
 //! The log as the `raft` crate wants to see it.
 
-use crate::{GroupId, Position, StoreError, log::Log};
-use bytes::Bytes;
+use crate::{GroupId, StoreError, log::Log, snapshot::Made};
 use raft::{
     GetEntriesContext, RaftState, Storage, StorageError,
     eraftpb::{Entry, Snapshot},
@@ -25,7 +24,7 @@ impl SharedLog {
 /// A snapshot on its way to followers that lag behind the log.
 #[derive(Default)]
 pub(super) struct SnapshotSlot {
-    pub(super) ready: Option<Snapshot>,
+    pub(super) ready: Option<(Snapshot, Arc<Made>)>,
     /// A follower needs one that is not there yet.
     pub(super) wanted: bool,
     /// Tick at which `ready` was last used or made.
@@ -47,14 +46,14 @@ impl GroupStorage {
     }
 
     /// Offers a snapshot to those who lag.
-    pub(super) fn offer(&self, at: Position, data: Bytes, tick: u64) -> Result<(), StoreError> {
+    pub(super) fn offer(&self, made: Arc<Made>, tick: u64) -> Result<(), StoreError> {
         let (_, conf) = self.log.lock().state(self.group)?;
-        let mut s = Snapshot { data, ..Snapshot::default() };
+        let mut s = Snapshot { data: made.descriptor().encode(), ..Snapshot::default() };
         let meta = s.mut_metadata();
-        meta.index = at.index;
-        meta.term = at.term;
+        meta.index = made.at().index;
+        meta.term = made.at().term;
         meta.set_conf_state(conf);
-        *self.slot() = SnapshotSlot { ready: Some(s), wanted: false, used: tick };
+        *self.slot() = SnapshotSlot { ready: Some((s, made)), wanted: false, used: tick };
         Ok(())
     }
 }
@@ -109,7 +108,7 @@ impl Storage for GroupStorage {
         let start = self.log.lock().start(self.group).map_err(other)?;
         let mut slot = self.slot();
         match &slot.ready {
-            Some(s) if s.get_metadata().index >= request_index.max(start.index) => Ok(s.clone()),
+            Some((s, _)) if s.get_metadata().index >= request_index.max(start.index) => Ok(s.clone()),
             _ => {
                 // It is made beside the loop; the next heartbeat's answer asks again.
                 slot.wanted = true;

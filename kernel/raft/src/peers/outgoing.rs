@@ -1,7 +1,7 @@
 //! One connection to another node: a bounded queue and a task that keeps it connected while there is
 //! something to send.
 
-use super::{GREETING_MAX, Peers, Stream, frame, frame::Hello, within};
+use super::{Peers, Stream, frame, frame::Lane, within};
 use crate::{GroupId, NodeId};
 use bytes::Bytes;
 use photon_rt::time::{Duration, sleep};
@@ -16,15 +16,13 @@ use tokio::{io::AsyncWriteExt, sync::mpsc};
 
 /// Most messages that wait for one node.
 const QUEUE_MESSAGES: usize = 4096;
-/// Most bytes of them; one snapshot may be longer.
+/// Most bytes of them.
 const QUEUE_BYTES: usize = 64 << 20;
 /// Pause after a connection that could not be made, doubled up to the last.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A write that does not get on for so long breaks the connection.
 const WRITE_MAX: Duration = Duration::from_secs(10);
-/// Bytes handed to the connection at a time.
-const WRITE_STEP: usize = 256 << 10;
 
 /// Dropping it ends the connection.
 pub(super) struct Outgoing {
@@ -69,7 +67,7 @@ impl Line {
         let mut pause = PAUSE_MIN;
         // A connection is made when there is something to say.
         while let Some(first) = self.rx.recv().await {
-            let connected = match self.connect().await {
+            let connected = match self.peers.connect(self.to, Lane::Quick).await {
                 Ok(stream) => {
                     pause = PAUSE_MIN;
                     tracing::debug!(to = self.to.0, "connected to a peer");
@@ -96,17 +94,6 @@ impl Line {
         if let Some(store) = self.peers.store() {
             store.unreachable(self.to, *group);
         }
-    }
-
-    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        let inner = &self.peers.inner;
-        let hello = Hello { cluster: self.peers.cluster(), from: inner.me, to: self.to };
-        let dial = async {
-            let mut stream = inner.dial.dial(self.to).await?;
-            hello.greet(&mut stream).await?;
-            Ok(stream)
-        };
-        within(GREETING_MAX, "connecting to a peer", dial).await
     }
 
     /// Sends until the queue is dropped; an error when the connection broke.
@@ -144,11 +131,7 @@ impl Line {
 
 async fn write(io: &mut Box<dyn Stream>, head: &[u8], message: &[u8]) -> io::Result<()> {
     within(WRITE_MAX, "writing to a peer", io.write_all(head)).await?;
-    // Each step has its time, so that a long snapshot on a slow line is not an error.
-    for part in message.chunks(WRITE_STEP) {
-        within(WRITE_MAX, "writing to a peer", io.write_all(part)).await?;
-    }
-    Ok(())
+    within(WRITE_MAX, "writing to a peer", io.write_all(message)).await
 }
 
 async fn ended(io: &mut Box<dyn Stream>) -> io::Error {

@@ -19,7 +19,7 @@ fn peers(tasks: &Tasks) -> Peers {
 #[tokio::test]
 async fn only_a_peer_of_this_cluster_that_means_this_node_is_heard() {
     let tasks = Tasks::new();
-    let right = Hello { cluster: 7, from: NodeId(2), to: NodeId(1) };
+    let right = Hello { lane: frame::Lane::Quick, cluster: 7, from: NodeId(2), to: NodeId(1) };
     for (hello, answer) in [
         (right, 0),
         (Hello { cluster: 8, ..right }, Refusal::Cluster as u8),

@@ -2,13 +2,15 @@
 
 use super::{
     Report, SimConfig, Workload,
+    carry::Parcel,
     check::{Checker, Operation, Outcome},
     faults::Network,
     node::{GROUP, Node},
 };
 use crate::{
     Change, NodeId, ProposeError, StoreError, codec,
-    core::{Input, Output, Role, load},
+    core::{Input, Output, Role},
+    snapshot::load,
 };
 use bytes::Bytes;
 use photon_rt::{disk::Disk, entropy::Rng};
@@ -26,6 +28,10 @@ pub(super) enum Event {
     Turn { node: usize, epoch: u64 },
     Work { node: usize, epoch: u64 },
     Deliver { to: usize, message: Bytes },
+    Make { node: usize, epoch: u64 },
+    Pump { node: usize, epoch: u64, line: u64 },
+    Silence { node: usize, epoch: u64, line: u64, life: u64 },
+    Parcel { from: usize, to: usize, line: u64, parcel: Parcel },
     Client { client: usize },
     Timeout { client: usize, operation: usize },
     Fault,
@@ -48,6 +54,9 @@ pub(super) struct Cluster<W: Workload> {
     queue: BTreeMap<(u64, u64), Event>,
     pub(super) nodes: Vec<Node<W>>,
     pub(super) network: Network,
+    /// Connections for snapshots ever made, and when the last thing on each arrives.
+    pub(super) connections: u64,
+    pub(super) lines: HashMap<(u64, usize), u64>,
     clients: Vec<Client>,
     checker: Checker,
     /// Operation by the number under which a node knows it.
@@ -75,6 +84,8 @@ impl<W: Workload> Cluster<W> {
             queue: BTreeMap::new(),
             nodes,
             network: Network::default(),
+            connections: 0,
+            lines: HashMap::new(),
             clients,
             checker: Checker::default(),
             numbers: HashMap::new(),
@@ -264,6 +275,19 @@ impl<W: Workload> Cluster<W> {
                 }
                 Ok(())
             }
+            Event::Make { node, epoch } => {
+                self.make(node, epoch);
+                Ok(())
+            }
+            Event::Pump { node, epoch, line } => {
+                self.pump(node, epoch, line);
+                Ok(())
+            }
+            Event::Silence { node, epoch, line, life } => {
+                self.silence(node, epoch, line, life);
+                Ok(())
+            }
+            Event::Parcel { from, to, line, parcel } => self.parcel(from, to, line, parcel),
             Event::Client { client } => {
                 self.client(client);
                 Ok(())
@@ -396,6 +420,9 @@ impl<W: Workload> Cluster<W> {
                     self.checker.sent(id, &m)?;
                     self.transmit(node, to.0 as usize - 1, message);
                 }
+                Output::SendSnapshot { to, message, made, .. } => {
+                    self.send_snapshot(node, to.0 as usize - 1, message, made);
+                }
                 Output::Failed { proposal, error, .. } => {
                     if let Some(op) = self.numbers.remove(&(node, proposal)) {
                         let unknown = matches!(error, ProposeError::Unknown(_) | ProposeError::Stopped(_));
@@ -439,7 +466,7 @@ impl<W: Workload> Cluster<W> {
     /// The apply stage does one job.
     fn work(&mut self, node: usize, epoch: u64) -> Result<(), String> {
         let n = &mut self.nodes[node];
-        let Some(live) = n.live.as_mut().filter(|_| n.epoch == epoch) else { return Ok(()) };
+        let Some(mut live) = n.live.as_mut().filter(|_| n.epoch == epoch) else { return Ok(()) };
         live.work_planned = false;
         if n.paused_until > self.now {
             self.plan_work(node);
@@ -468,7 +495,7 @@ impl<W: Workload> Cluster<W> {
                 self.report.restores += 1;
                 restored = Some(position.index);
                 load(&disk as &dyn Disk, group, position)
-                    .and_then(|data| live.applier.restore(position, data))
+                    .and_then(|chunks| live.applier.restore(position, chunks))
                     .map(|()| Some(Input::Restored { group, position }))
             }
             Some(Output::ReadReady { read, .. }) => {
@@ -482,10 +509,14 @@ impl<W: Workload> Cluster<W> {
                 .applier
                 .checkpoint()
                 .map(|(position, machine)| Some(Input::Checkpointed { group, position, machine })),
-            Some(Output::TakeSnapshot { group }) => live
-                .applier
-                .snapshot()
-                .map(|(position, data)| Some(Input::Snapshot { group, position, data })),
+            Some(Output::TakeSnapshot { .. }) => match live.applier.snapshot() {
+                Ok((position, chunks)) => {
+                    let input = self.begin_snapshot(node, position, chunks);
+                    live = self.nodes[node].live.as_mut().expect("it works");
+                    Ok(Some(input))
+                }
+                Err(e) => Err(e),
+            },
             Some(_) => Ok(None),
         };
         match done {

@@ -23,17 +23,22 @@ pub(super) struct Network {
 impl<W: Workload> Cluster<W> {
     /// Puts a message on the wire.
     pub(super) fn transmit(&mut self, from: usize, to: usize, message: Bytes) {
+        for after in self.delays(from, to).unwrap_or_default() {
+            self.plan(after, Event::Deliver { to, message: message.clone() });
+        }
+    }
+
+    /// How long each copy of a message takes; none when it is lost.
+    pub(super) fn delays(&mut self, from: usize, to: usize) -> Option<Vec<u64>> {
         let n = &self.network;
         let (drop, double, slow) = (n.drop_percent, n.double_percent, n.slow_percent);
         if n.cut.contains(&(from, to)) || self.rng.percent(drop) {
-            return;
+            return None;
         }
         let copies = 1 + u64::from(self.rng.percent(double));
-        for _ in 0..copies {
-            let after =
-                if self.rng.percent(slow) { 50 + self.rng.below(900) } else { 1 + self.rng.below(10) };
-            self.plan(after, Event::Deliver { to, message: message.clone() });
-        }
+        let mut one =
+            || if self.rng.percent(slow) { 50 + self.rng.below(900) } else { 1 + self.rng.below(10) };
+        Some((0..copies).map(|_| one()).collect())
     }
 
     /// One fault, of any kind.
@@ -141,7 +146,7 @@ impl<W: Workload> Cluster<W> {
         changes
     }
 
-    fn kill(&mut self, node: usize, power: bool) {
+    pub(super) fn kill(&mut self, node: usize, power: bool) {
         let n = &mut self.nodes[node];
         let id = n.id;
         let was_live = n.live.is_some();

@@ -9,6 +9,7 @@
 //! looks at all that Raft promises; at the end the clients' history must be linearizable, with
 //! everything acknowledged in it once and nothing refused in it at all.
 
+mod carry;
 mod check;
 mod cluster;
 mod faults;
@@ -101,6 +102,12 @@ pub struct Report {
     pub restarts: u64,
     /// Power losses.
     pub power_losses: u64,
+    /// Snapshots made.
+    pub made: u64,
+    /// Pieces of them that arrived.
+    pub pieces: u64,
+    /// Transfers that went on where an earlier one broke.
+    pub resumed: u64,
     /// Snapshots installed.
     pub restores: u64,
     /// Changes of the members in force on some node.

@@ -1,14 +1,18 @@
 //! One simulated node: its disk, and while it lives its driver and state machine.
 
-use super::{SimConfig, Workload};
+use super::{SimConfig, Workload, carry::Sending};
 use crate::{
     GroupId, NodeId, StoreError,
     applier::Applier,
     core::{Core, CoreConfig, Input, Output},
     log::{Log, LogConfig},
+    snapshot::{Maker, Receiver, leftovers},
 };
 use photon_rt::disk::SimDisk;
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 /// The group that the simulator runs.
 pub(super) const GROUP: GroupId = GroupId(1);
@@ -34,6 +38,11 @@ pub(super) struct Live<W: Workload> {
     /// Work for the state machine, in order.
     pub(super) jobs: VecDeque<Output>,
     pub(super) inbox: Vec<Input>,
+    /// Snapshots being made, being sent by connection, and received: each connection's id and size.
+    pub(super) making: VecDeque<Maker>,
+    pub(super) sending: BTreeMap<u64, Sending>,
+    pub(super) receiver: Receiver,
+    pub(super) taking: BTreeMap<u64, (u64, u64)>,
     pub(super) turn_planned: bool,
     pub(super) work_planned: bool,
 }
@@ -54,6 +63,11 @@ impl<W: Workload> Node<W> {
     ) -> Result<(), StoreError> {
         let log_config = LogConfig { segment_bytes: config.segment_bytes, cache_bytes: 2 << 10 };
         let log = Log::open_with(Arc::new(self.disk.clone()), log_config, config.bugs)?;
+        let io = |source| StoreError::Io { what: "snapshots".into(), source };
+        let receiver = Receiver::new(Arc::new(self.disk.clone()), config.bugs).map_err(io)?;
+        if !leftovers(&self.disk).map_err(io)?.is_empty() {
+            return Err(StoreError::Invalid("half a snapshot was left over".into()));
+        }
         let machine = workload.open(&self.disk)?;
         let applier = Applier::new(machine, config.bugs);
         let core_config = CoreConfig {
@@ -74,6 +88,10 @@ impl<W: Workload> Node<W> {
             applier,
             jobs: VecDeque::new(),
             inbox: Vec::new(),
+            making: VecDeque::new(),
+            sending: BTreeMap::new(),
+            receiver,
+            taking: BTreeMap::new(),
             turn_planned: false,
             work_planned: false,
         });
@@ -82,6 +100,8 @@ impl<W: Workload> Node<W> {
 
     /// The process ends now.
     pub(super) fn stop(&mut self) {
+        // The dead tidy nothing up.
+        self.disk.cut_after(0);
         self.live = None;
         self.epoch += 1;
     }

@@ -24,12 +24,16 @@ fn clean(half: u64) {
         sum.leaders += r.leaders;
         sum.restarts += r.restarts;
         sum.power_losses += r.power_losses;
+        sum.made += r.made;
+        sum.pieces += r.pieces;
+        sum.resumed += r.resumed;
         sum.restores += r.restores;
         sum.changes += r.changes;
         sum.purges += r.purges;
     }
     println!("{} seeds: {sum:?}", count / 2);
     assert!(sum.acknowledged > 25 * count && sum.reads > 10 * count, "the runs do something: {sum:?}");
+    assert!(sum.pieces > 5 * count && sum.resumed > count / 20, "transfers go on: {sum:?}");
     assert!(sum.restores > count / 8 && sum.purges > count, "snapshots and purges happen: {sum:?}");
 }
 
@@ -85,6 +89,9 @@ planted! {
     catches_members_not_persisted: MembersNotPersisted within 100;
     catches_a_command_forwarded_twice: ForwardedTwice within 100;
     catches_a_change_without_joint_state: NoJointState within 200;
+    catches_a_piece_at_a_wrong_offset: PieceAnywhere within 100;
+    catches_two_snapshots_mixed: MixedSnapshots within 100;
+    catches_a_snapshot_not_synced: SnapshotNotSynced within 200;
     catches_a_codec_that_loses_the_refusal: CodecLosesReject within 20;
     catches_a_codec_that_loses_the_context: CodecLosesContext within 20;
 }

@@ -2,7 +2,10 @@
 
 use crate::journal::Journal;
 use bytes::Bytes;
-use photon_raft::{Change, Group, GroupId, NodeId, ProposeError, Role, Store, StoreConfig, Transport};
+use photon_raft::{
+    Change, Group, GroupId, NodeId, ProposeError, Role, Store, StoreConfig, Transport,
+    snapshot::{Next, Outcome, Refusal, Shipment},
+};
 use photon_rt::{disk::SimDisk, time::Duration};
 use std::{
     collections::HashMap,
@@ -22,6 +25,32 @@ impl Transport for Wire {
             let forged = store.deliver(NodeId(self.0.0 + 1), group, message);
             forged.expect_err("nobody speaks for another");
         }
+    }
+
+    fn send_snapshot(&mut self, shipment: Shipment) {
+        let store = self.1.lock().unwrap().get(&shipment.to).and_then(Weak::upgrade);
+        let Some(store) = store else { return };
+        let from = self.0;
+        photon_rt::task::thread("carry", move || {
+            let (group, file) = (shipment.group, shipment.file());
+            let carry = || -> Result<(), Refusal> {
+                let unannounced = store.deliver(from, group, shipment.message.clone());
+                unannounced.expect_err("a snapshot comes with its pieces");
+                let Next::From { id, mut at, size } =
+                    store.announced(from, group, shipment.message.clone())?
+                else {
+                    return Ok(());
+                };
+                while at < size {
+                    let bytes = file.read(at, 700)?;
+                    at = store.piece(group, id, at, &bytes, crc_fast::crc32_iscsi(&bytes))?;
+                }
+                store.received(group, id)
+            };
+            let outcome = if carry().is_ok() { Outcome::Sent } else { Outcome::Broken };
+            shipment.ended(outcome);
+        })
+        .expect("thread");
     }
 }
 

@@ -1,0 +1,194 @@
+//! The threads behind the log's: one that applies, and one that writes snapshots, so that neither the next
+//! sync nor the next command waits for them.
+
+use crate::{
+    GroupId, Machine, MachineError, Position,
+    applier::Applier,
+    core::{Committed, Input, Output},
+    group::Shared,
+    snapshot::{Chunks, Made, Maker, load},
+    store::{Ask, Inner},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+/// What the apply thread is told, in order.
+pub(crate) enum Job {
+    Attach {
+        id: GroupId,
+        machine: Box<dyn Applies>,
+    },
+    Detach {
+        id: GroupId,
+    },
+    Do(Output),
+    /// Checkpoint every machine and end.
+    Finish,
+}
+
+/// A state machine of any type, with those who wait for its replies.
+pub(crate) trait Applies: Send {
+    fn apply(&mut self, commands: Vec<Committed>, position: Position) -> Result<Position, MachineError>;
+    fn checkpoint(&mut self) -> Result<(Position, Position), MachineError>;
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError>;
+    fn restore(&mut self, at: Position, chunks: Chunks) -> Result<(), MachineError>;
+    fn read_ready(&self, read: u64);
+}
+
+pub(crate) struct Typed<M: Machine> {
+    pub(crate) applier: Applier<M>,
+    pub(crate) shared: Arc<Shared<M>>,
+}
+
+impl<M: Machine> Applies for Typed<M> {
+    fn apply(&mut self, commands: Vec<Committed>, position: Position) -> Result<Position, MachineError> {
+        for (proposal, reply) in self.applier.apply(commands, position)? {
+            self.shared.reply(proposal, reply);
+        }
+        Ok(self.applier.at())
+    }
+
+    fn checkpoint(&mut self) -> Result<(Position, Position), MachineError> {
+        self.applier.checkpoint()
+    }
+
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
+        self.applier.snapshot()
+    }
+
+    fn restore(&mut self, at: Position, chunks: Chunks) -> Result<(), MachineError> {
+        self.applier.restore(at, chunks)
+    }
+
+    fn read_ready(&self, read: u64) {
+        self.shared.read_ready(read);
+    }
+}
+
+pub(crate) fn apply_loop(inner: &Inner) {
+    let mut machines: BTreeMap<GroupId, Box<dyn Applies>> = BTreeMap::new();
+    let mut jobs = Vec::new();
+    while inner.jobs.take(&mut jobs, None) {
+        for job in jobs.drain(..) {
+            match job {
+                Job::Attach { id, machine } => {
+                    machines.insert(id, machine);
+                }
+                Job::Detach { id } => {
+                    machines.remove(&id);
+                }
+                Job::Do(output) => work(inner, &mut machines, output),
+                Job::Finish => {
+                    let ids: Vec<GroupId> = machines.keys().copied().collect();
+                    for group in ids {
+                        work(inner, &mut machines, Output::Checkpoint { group });
+                    }
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, output: Output) {
+    let (group, done) = match output {
+        Output::Apply { group, commands, position, bytes } => {
+            let Some(m) = machines.get_mut(&group) else { return };
+            let done = m.apply(commands, position).map(|position| Input::Applied { group, position, bytes });
+            (group, done)
+        }
+        Output::ReadReady { group, read } => {
+            if let Some(m) = machines.get(&group) {
+                m.read_ready(read);
+            }
+            return;
+        }
+        Output::Restore { group, position } => {
+            let Some(m) = machines.get_mut(&group) else { return };
+            let done = load(&*inner.disk, group, position).and_then(|chunks| m.restore(position, chunks));
+            (group, done.map(|()| Input::Restored { group, position }))
+        }
+        Output::Checkpoint { group } => {
+            let Some(m) = machines.get_mut(&group) else { return };
+            (
+                group,
+                m.checkpoint().map(|(position, machine)| Input::Checkpointed { group, position, machine }),
+            )
+        }
+        Output::TakeSnapshot { group } => {
+            let Some(m) = machines.get(&group) else { return };
+            let begun = m.snapshot().map(|(position, chunks)| match position.index {
+                // There is nothing in it yet.
+                0 => Input::Snapshot { group, made: None },
+                _ => {
+                    let _ = inner.snapshots.push(Making { group, position, chunks });
+                    Input::SnapshotBegun { group, position }
+                }
+            });
+            (group, begun)
+        }
+        Output::Send { .. }
+        | Output::SendSnapshot { .. }
+        | Output::Failed { .. }
+        | Output::Members { .. }
+        | Output::Status { .. } => return,
+    };
+    let input = match done {
+        Ok(input) => input,
+        Err(e) => {
+            tracing::error!(group = group.0, error = %e, "the state machine failed; the group stops here");
+            machines.remove(&group);
+            let why = e.to_string();
+            if let Some(member) = inner.member(group) {
+                member.stopped(&why);
+            }
+            Input::Stop { group, why }
+        }
+    };
+    // How far applying came is news for the log thread only when it holds entries back.
+    let quiet = matches!(input, Input::Applied { .. }) && !inner.backlogged.load(Ordering::Acquire);
+    let _ =
+        if quiet { inner.inbox.push_quietly(Ask::Input(input)) } else { inner.inbox.push(Ask::Input(input)) };
+}
+
+/// A snapshot to be written.
+pub(crate) struct Making {
+    group: GroupId,
+    position: Position,
+    chunks: Chunks,
+}
+
+/// Writes snapshots, one after the other, at the pace that the store sets.
+pub(crate) fn snapshot_loop(inner: &Inner) {
+    let mut jobs = Vec::new();
+    while inner.snapshots.take(&mut jobs, None) {
+        for job in jobs.drain(..) {
+            let group = job.group;
+            let made = match make(inner, job) {
+                Ok(made) => made.map(Arc::new),
+                Err(e) => {
+                    tracing::error!(group = group.0, error = %e, "no snapshot could be made; tried again when it is wanted");
+                    None
+                }
+            };
+            let _ = inner.inbox.push(Ask::Input(Input::Snapshot { group, made }));
+        }
+    }
+}
+
+/// None when the store ends meanwhile.
+fn make(inner: &Inner, job: Making) -> Result<Option<Made>, MachineError> {
+    let begun = photon_rt::time::now();
+    let mut maker = Maker::begin(inner.disk.clone(), job.group, job.position, job.chunks)?;
+    while let Some(bytes) = maker.step()? {
+        if !inner.making.wait(bytes) {
+            return Ok(None);
+        }
+    }
+    let made = maker.finish()?;
+    let (bytes, took) = (made.descriptor().size, begun.elapsed().as_millis() as u64);
+    tracing::info!(group = job.group.0, index = job.position.index, bytes, ms = took, "snapshot made");
+    Ok(Some(made))
+}
