@@ -44,7 +44,9 @@ pub(crate) struct Typed<M: Machine> {
 
 impl<M: Machine> Applies for Typed<M> {
     fn apply(&mut self, commands: Vec<Committed>, position: Position) -> Result<Position, MachineError> {
-        for (proposal, reply) in self.applier.apply(commands, position)? {
+        let replies = self.applier.apply(commands, position)?;
+        self.shared.applied(self.applier.at().index);
+        for (proposal, reply) in replies {
             self.shared.reply(proposal, reply);
         }
         Ok(self.applier.at())
@@ -59,7 +61,9 @@ impl<M: Machine> Applies for Typed<M> {
     }
 
     fn restore(&mut self, at: Position, chunks: Chunks) -> Result<(), MachineError> {
-        self.applier.restore(at, chunks)
+        self.applier.restore(at, chunks)?;
+        self.shared.applied(self.applier.at().index);
+        Ok(())
     }
 
     fn read_ready(&self, read: u64) {
@@ -132,6 +136,7 @@ fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, outpu
         Output::Send { .. }
         | Output::SendSnapshot { .. }
         | Output::Failed { .. }
+        | Output::Lease { .. }
         | Output::Members { .. }
         | Output::Status { .. } => return,
     };

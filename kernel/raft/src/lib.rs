@@ -21,6 +21,7 @@ pub mod codec;
 pub mod core;
 mod group;
 mod inbox;
+mod lease;
 pub mod log;
 mod machine;
 mod members;

@@ -42,6 +42,9 @@ pub struct StoreConfig {
     pub inflight_bytes: usize,
     /// Most messages of peers that wait to be looked at; more are dropped.
     pub inbox_messages: usize,
+    /// Whether a leader answers reads without asking the others while it is sure that none of them leads
+    /// (`core::lease` has the conditions; the clocks of any two members may differ in speed by 10 %).
+    pub lease_reads: bool,
     /// Bytes a second at which snapshots are made, and at which all together are sent; 0 for no limit.
     pub snapshot_rate: u64,
 }
@@ -56,8 +59,17 @@ impl StoreConfig {
             tick: Duration::from_millis(100),
             inflight_bytes: 64 << 20,
             inbox_messages: 16 << 10,
+            lease_reads: true,
             snapshot_rate: 64 << 20,
         }
+    }
+}
+
+impl StoreConfig {
+    /// What a follower surely waits before it votes for another, less a tenth for clocks of different speed.
+    fn lease(&self) -> Duration {
+        let ticks = u32::try_from(self.core.election_ticks.saturating_sub(1)).unwrap_or(0);
+        if self.lease_reads { self.tick.saturating_mul(ticks) / 10 * 9 } else { Duration::ZERO }
     }
 }
 
@@ -165,7 +177,7 @@ impl Store {
         transport: impl Transport,
     ) -> Result<Store, StoreError> {
         let log = Log::open(disk.clone(), config.log)?;
-        let core_config = CoreConfig { node: config.node, ..config.core };
+        let core_config = CoreConfig { node: config.node, lease: config.lease(), ..config.core };
         let core = Core::new(core_config, log);
         let inner = Arc::new(Inner {
             inbox: Inbox::new(config.inbox_messages),
@@ -218,6 +230,7 @@ impl Store {
     ) -> Result<Group<M>, StoreError> {
         let shared = Arc::new(Shared::<M>::new(id, self.inner.clone(), self.config.inflight_bytes));
         let applied = machine.applied();
+        shared.applied(applied.index);
         let typed = Typed { applier: Applier::new(machine, Bugs::default()), shared: shared.clone() };
         let (done, answer) = oneshot::channel();
         let ask = Ask::Attach {
@@ -251,6 +264,14 @@ impl Store {
     /// Takes a message of `from`, which the transport has authenticated. One that is not valid or
     /// speaks for another node is refused; when too many wait it is dropped, which Raft survives.
     pub fn deliver(&self, from: NodeId, group: GroupId, message: Bytes) -> Result<(), codec::CodecError> {
+        if codec::is_notice(&message) {
+            let (sender, to, notice) = codec::decode_notice(message)?;
+            if sender != from || to != self.config.node {
+                return Err(codec::CodecError::Invalid("sender or receiver"));
+            }
+            let _ = self.inner.inbox.offer(Ask::Input(Input::Notice { group, from, notice }));
+            return Ok(());
+        }
         let message = codec::decode_message(message)?;
         if message.from != from.0 {
             return Err(codec::CodecError::Invalid("sender"));
@@ -309,6 +330,11 @@ impl Store {
         self.inner.reason()
     }
 
+    /// Ends at once, as a crash would, because of `why`: all that wait are told.
+    pub fn stop(&self, why: &str) {
+        self.inner.end(why);
+    }
+
     /// Applies and checkpoints what is committed, purges the log, and ends.
     pub async fn shutdown(&self) {
         let _ = self.inner.inbox.push(Ask::Shutdown);
@@ -345,6 +371,8 @@ fn log_loop(
         if !inner.inbox.take(&mut asks, limit) {
             return Ok(());
         }
+        // Before anything of this turn: what leaves in it leaves later.
+        let begun = photon_rt::time::since_boot();
         let mut out = |output: Output| route(inner, &mut transport, output);
         let mut applied = false;
         for ask in asks.drain(..) {
@@ -386,7 +414,7 @@ fn log_loop(
             // would start elections before the messages that wait are read.
             next_tick = photon_rt::time::now() + tick;
         }
-        core.turn(inputs.drain(..), &mut out)?;
+        core.turn(begun, inputs.drain(..), &mut out)?;
         inner.backlogged.store(core.is_backlogged(), Ordering::Release);
         if applied {
             return Ok(());
@@ -408,6 +436,11 @@ fn route(inner: &Arc<Inner>, transport: &mut impl Transport, output: Output) {
         Output::Status { group, status } => {
             if let Some(member) = inner.member(group) {
                 member.status(status);
+            }
+        }
+        Output::Lease { group, until, commit } => {
+            if let Some(member) = inner.member(group) {
+                member.lease(until, commit);
             }
         }
         Output::Members { group, members } => {
@@ -433,6 +466,10 @@ impl<M: Machine> Member for Shared<M> {
 
     fn members(&self, members: Members) {
         self.set_members(members);
+    }
+
+    fn lease(&self, until: Duration, commit: u64) {
+        self.set_lease(until, commit);
     }
 
     fn now(&self) -> GroupStatus {

@@ -7,9 +7,11 @@
 //! panic on (gaps between entries, a read request without a context).
 
 mod message;
+mod notice;
 mod value;
 
 pub use message::{decode_message, encode_message};
+pub use notice::{Notice, decode_notice, encode_notice, is_notice};
 pub use value::{
     decode_conf_state, decode_entry_body, decode_hard_state, encode_conf_state, encode_entry_body,
     encode_hard_state,

@@ -91,6 +91,18 @@ proptest! {
     }
 
     #[test]
+    fn notices_round_trip(from: u64, to: u64, index: u64, ask: bool, junk in prop::collection::vec(any::<u8>(), 0..40)) {
+        let notice = if ask { Notice::Ask { commit: index } } else { Notice::Removed { as_of: index } };
+        let (from, to) = (crate::NodeId(from), crate::NodeId(to));
+        let bytes = encode_notice(from, to, notice);
+        prop_assert!(is_notice(&bytes));
+        prop_assert_eq!(decode_notice(bytes.clone()), Ok((from, to, notice)));
+        prop_assert!(decode_message(bytes.clone()).is_err());
+        prop_assert!(decode_notice(bytes.slice(..bytes.len() - 1)).is_err());
+        let _ = decode_notice(junk.into());
+    }
+
+    #[test]
     fn random_bytes_do_no_harm(input in prop::collection::vec(any::<u8>(), 0..300)) {
         let input = Bytes::from(input);
         let _ = decode_message(input.clone());

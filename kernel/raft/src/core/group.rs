@@ -5,6 +5,7 @@ use super::{
     Committed, CoreConfig, GroupStatus, Output, Role,
     carry::Carrying,
     forward::Origin,
+    lease::Lease,
     rebuild,
     storage::{GroupStorage, SharedLog, SnapshotSlot},
 };
@@ -16,6 +17,7 @@ use crate::{
     snapshot,
 };
 use bytes::Bytes;
+use photon_rt::time::Duration;
 use raft::{
     Config, RawNode, ReadOnlyOption, ReadState, StateRole,
     eraftpb::{Entry, EntryType, Message, MessageType},
@@ -72,6 +74,10 @@ pub(super) struct Group {
     pub(super) rebuild: bool,
     /// Snapshots being made, carried and installed.
     pub(super) carrying: Carrying,
+    pub(super) lease: Lease,
+    /// See `removed`, and when it last asked.
+    pub(super) removed: bool,
+    pub(super) asked: u64,
     told: GroupStatus,
     pub(super) members: Members,
     /// Entry that made them so.
@@ -170,10 +176,14 @@ impl Group {
             pins: false,
             rebuild,
             carrying: Carrying::new(restoring),
+            lease: Lease::default(),
+            removed: false,
+            asked: 0,
             told: GroupStatus::default(),
             members: Members::of(&conf),
             members_index,
         };
+        group.look_removed();
         group.tell_members(out);
         group.lead_if_single()?;
         Ok(group)
@@ -233,6 +243,7 @@ impl Group {
             applied: self.applied,
             last_index: r.raft_log.last_index(),
             start: self.raft.store().log.lock().start(self.id).unwrap_or_default(),
+            removed: self.removed,
         }
     }
 
@@ -257,7 +268,10 @@ impl Group {
             .below(config.election_ticks as u64);
             self.raft.raft.set_randomized_election_timeout(config.election_ticks + mix as usize);
             self.ask_for_state();
-            self.raft.tick();
+            if !self.removed {
+                self.raft.tick();
+            }
+            self.ask_around(tick, config, out);
             self.tell_progress(out);
             if let Err(e) = self.lead_if_single() {
                 tracing::warn!(group = self.id.0, error = %e, "cannot campaign yet");
@@ -279,8 +293,19 @@ impl Group {
         self.expire_snapshot(tick, 4 * config.election_ticks as u64);
     }
 
-    pub(super) fn on_message(&mut self, message: Message, bugs: Bugs) {
-        if message.to != self.me || self.declines(&message) {
+    pub(super) fn on_message(
+        &mut self,
+        mut message: Message,
+        now: Duration,
+        tick: u64,
+        config: &CoreConfig,
+        bugs: Bugs,
+        out: &mut dyn FnMut(Output),
+    ) {
+        if message.to != self.me
+            || self.declines(&message)
+            || !self.admit(&mut message, now, tick, config, bugs, out)
+        {
             return;
         }
         if message.get_msg_type() == MessageType::MsgPropose {
@@ -432,6 +457,8 @@ impl Group {
         (self.handed, self.committed) = (at.index, self.committed.max(at.index));
         self.members = Members::of(&self.raft.raft.prs().conf().to_conf_state());
         self.members_index = at.index;
+        self.forget_answers();
+        self.look_removed();
         self.tell_members(out);
         while self.waiting.front().is_some_and(|w| w.at.index <= at.index) {
             let w = self.waiting.pop_front().expect("checked");
@@ -444,6 +471,7 @@ impl Group {
     pub(super) fn send(
         &mut self,
         messages: Vec<Message>,
+        now: Duration,
         tick: u64,
         bugs: Bugs,
         out: &mut dyn FnMut(Output),
@@ -453,6 +481,7 @@ impl Group {
                 self.carry(&m, tick, out);
                 continue;
             }
+            self.stamp(&mut m, now, bugs, out);
             if bugs.on(Bug::CodecLosesReject) {
                 m.reject = false;
             }

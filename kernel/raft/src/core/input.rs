@@ -2,9 +2,11 @@
 
 use crate::{
     Change, Command, GroupId, Members, NodeId, Position, ProposeError,
+    codec::Notice,
     snapshot::{Made, Outcome},
 };
 use bytes::Bytes;
+use photon_rt::time::Duration;
 use raft::eraftpb::Message;
 use std::sync::Arc;
 
@@ -19,6 +21,15 @@ pub enum Input {
         group: GroupId,
         /// What it says.
         message: Message,
+    },
+    /// A peer's question or answer, beside Raft.
+    Notice {
+        /// Its group.
+        group: GroupId,
+        /// Who.
+        from: NodeId,
+        /// What it says.
+        notice: Notice,
     },
     /// A command to replicate.
     Propose {
@@ -123,6 +134,7 @@ impl Input {
         match self {
             Input::Tick => None,
             Input::Message { group, .. }
+            | Input::Notice { group, .. }
             | Input::Propose { group, .. }
             | Input::Read { group, .. }
             | Input::Applied { group, .. }
@@ -216,6 +228,16 @@ pub enum Output {
         /// Why.
         error: ProposeError,
     },
+    /// Until `until` on the clock given to the driver nobody else can lead: who finds the clock before that,
+    /// after it has read this, may read a machine that has applied up to `commit`. Replaces the one before.
+    Lease {
+        /// Of which group.
+        group: GroupId,
+        /// Zero when there is no lease.
+        until: Duration,
+        /// What this node knows to be committed.
+        commit: u64,
+    },
     /// The members changed, or how far the others have come.
     Members {
         /// Of which group.
@@ -263,4 +285,6 @@ pub struct GroupStatus {
     pub last_index: u64,
     /// Position before the first entry of the log.
     pub start: Position,
+    /// This node was a member and is none any more.
+    pub removed: bool,
 }

@@ -10,8 +10,10 @@ mod carry;
 mod forward;
 mod group;
 mod input;
+mod lease;
 mod membership;
 mod rebuild;
+mod removed;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -25,6 +27,7 @@ use crate::{
     snapshot,
 };
 use group::Group;
+use photon_rt::time::Duration;
 use raft::eraftpb::{ConfState, HardState, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 use storage::SharedLog;
@@ -51,6 +54,9 @@ pub struct CoreConfig {
     pub retain_entries: u64,
     /// Ticks after which a waiting proposal or read fails.
     pub wait_ticks: u64,
+    /// How long a lease lasts from the sending that a quorum answered (see `lease`); zero for none. It must be
+    /// shorter than `election_ticks - 1` ticks on the fastest clock of any member, measured on the slowest.
+    pub lease: Duration,
 }
 
 impl CoreConfig {
@@ -66,6 +72,7 @@ impl CoreConfig {
             checkpoint_bytes: 64 << 20,
             retain_entries: 10_000,
             wait_ticks: 100,
+            lease: Duration::ZERO,
         }
     }
 }
@@ -78,6 +85,8 @@ pub struct Core {
     /// Groups touched in this turn.
     dirty: BTreeSet<GroupId>,
     tick: u64,
+    /// This node's clock at the begin of the turn.
+    now: Duration,
     /// Segments when it was last looked which groups hold back old ones.
     segments_seen: usize,
     /// Distinguishes this run of the node in read contexts.
@@ -98,6 +107,7 @@ impl Core {
             groups: BTreeMap::new(),
             dirty: BTreeSet::new(),
             tick: 0,
+            now: Duration::ZERO,
             segments_seen: 1,
             incarnation: photon_rt::entropy::u64(),
             bugs,
@@ -117,7 +127,8 @@ impl Core {
         if self.groups.contains_key(&id) {
             return Err(StoreError::Invalid(format!("{id} is attached already")));
         }
-        if !self.log.lock().has(id) {
+        let fresh = !self.log.lock().has(id);
+        if fresh {
             if members.iter().any(|m| m.0 == 0) {
                 return Err(StoreError::Invalid(format!("{id} has a member 0, which is none")));
             }
@@ -139,7 +150,9 @@ impl Core {
             log.reset(id, start, 0, &conf, &hard);
             log.commit()?;
         }
-        let group = Group::open(&self.config, &self.log, id, applied, self.incarnation, out)?;
+        let mut group = Group::open(&self.config, &self.log, id, applied, self.incarnation, out)?;
+        // It may have heard of a leader just before it ended.
+        group.lease.heard = Some(self.tick).filter(|_| !fresh && !self.bugs.on(Bug::RestartedVotesAtOnce));
         self.groups.insert(id, group);
         self.dirty.insert(id);
         self.settle(out)
@@ -187,14 +200,16 @@ impl Core {
         f(&self.log.lock())
     }
 
-    /// One turn. An error means that the log has stopped: nothing may be done with this value any
+    /// One turn, at `now` on a clock that counts on while this node is stopped. An error means that the log has stopped: nothing may be done with this value any
     /// more, and nothing unanswered is known to be done or not.
     pub fn turn(
         &mut self,
+        now: Duration,
         inputs: impl IntoIterator<Item = Input>,
         out: &mut dyn FnMut(Output),
     ) -> Result<(), StoreError> {
         self.log.lock().check()?;
+        self.now = now;
         for input in inputs {
             self.take(input, out)?;
         }
@@ -224,7 +239,10 @@ impl Core {
         self.dirty.insert(id);
         match input {
             Input::Tick => {}
-            Input::Message { message, .. } => g.on_message(message, self.bugs),
+            Input::Message { message, .. } => {
+                g.on_message(message, self.now, self.tick, &self.config, self.bugs, out);
+            }
+            Input::Notice { from, notice, .. } => g.on_notice(from, notice, out),
             Input::Propose { proposal, data, .. } => g.queue(proposal, data),
             Input::Read { read, .. } => g.on_read(read, self.tick),
             Input::Applied { position, bytes, .. } => {
@@ -273,10 +291,11 @@ impl Core {
                     continue;
                 }
                 let mut ready = g.raft.ready();
-                g.send(ready.take_messages(), self.tick, self.bugs, out);
+                g.tell_lease(&self.config, self.bugs, out);
+                g.send(ready.take_messages(), self.now, self.tick, self.bugs, out);
                 let held = ready.take_persisted_messages();
                 let held = if self.bugs.on(Bug::SendBeforeSync) {
-                    g.send(held, self.tick, self.bugs, out);
+                    g.send(held, self.now, self.tick, self.bugs, out);
                     Vec::new()
                 } else {
                     held
@@ -311,8 +330,9 @@ impl Core {
                 if let Some(at) = installed {
                     g.installed(at, out);
                 }
-                g.send(held, self.tick, self.bugs, out);
-                g.send(light.take_messages(), self.tick, self.bugs, out);
+                g.tell_lease(&self.config, self.bugs, out);
+                g.send(held, self.now, self.tick, self.bugs, out);
+                g.send(light.take_messages(), self.now, self.tick, self.bugs, out);
                 let committed = light.take_committed_entries();
                 g.hand_over(&self.log, committed, &self.config, self.bugs, out)?;
             }
@@ -328,6 +348,7 @@ impl Core {
             g.hand_over(&self.log, Vec::new(), &self.config, self.bugs, out)?;
             g.ask(&self.log.lock(), &self.config, out);
             g.tell_status(out);
+            g.tell_lease(&self.config, self.bugs, out);
         }
         self.free_segments(out);
         Ok(())

@@ -64,9 +64,13 @@ fn other(e: StoreError) -> raft::Error {
 
 impl Storage for GroupStorage {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let (mut hard_state, conf_state) = self.log.lock().state(self.group).map_err(other)?;
-        // What was applied was committed, even if the commit index was not written since.
-        hard_state.commit = hard_state.commit.max(self.applied);
+        let log = self.log.lock();
+        let (mut hard_state, conf_state) = log.state(self.group).map_err(other)?;
+        // What was applied was committed, even if the commit index was not written since; and so was what
+        // made the members. A leader that did not know could need a member's answer to commit it, whom it
+        // would have to send a snapshot with these members first.
+        let members = log.members_index(self.group).map_err(other)?;
+        hard_state.commit = hard_state.commit.max(self.applied).max(members);
         Ok(RaftState { hard_state, conf_state })
     }
 

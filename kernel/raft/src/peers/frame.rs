@@ -1,8 +1,8 @@
 //! Bytes on a connection between nodes.
 //!
 //! The sender greets with `magic, version u32, cluster u64, from u64, to u64`, the receiver answers with one
-//! byte (0: welcome, else why not). After the magic `PHPR` only the sender speaks then: frames of `length u32,
-//! group u64, message`; after `PHPS` a snapshot follows (`super::snapshots`). All little-endian. The length is
+//! byte (0: welcome, else why not). After the magic `PHPR` follow frames of `length u32, group u64, message`, and
+//! the receiver says nothing but notices (`codec::Notice`), in frames too; after `PHPS` a snapshot follows (`super::snapshots`). All little-endian. The length is
 //! that of the message.
 
 use crate::{GroupId, NodeId, codec::MAX_ENTRY_BYTES};
@@ -133,19 +133,20 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Reader { io, buffer: BytesMut::new() }
     }
 
-    /// The next message; none at the end of the connection between two of them.
+    /// The next message; none at the end of the connection between two of them. May be given up and called
+    /// again: nothing is taken before all is there.
     pub(super) async fn next(&mut self) -> io::Result<Option<(GroupId, Bytes)>> {
         if !self.fill(12).await? {
             return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
-        let head = self.buffer.split_to(12);
-        let (len, group) = parse(head[..].try_into().expect("twelve bytes"));
+        let (len, group) = parse(self.buffer[..12].try_into().expect("twelve bytes"));
         if len > MESSAGE_MAX {
             return Err(invalid(format!("a message of {len} bytes is too long")));
         }
-        if !self.fill(len).await? {
+        if !self.fill(12 + len).await? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let _ = self.buffer.split_to(12);
         Ok(Some((group, self.buffer.split_to(len).freeze())))
     }
 

@@ -33,7 +33,10 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
 
 /// A connection, as good as the network makes it.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -66,7 +69,14 @@ struct Inner {
     runtime: tokio::runtime::Handle,
     store: OnceLock<Weak<Store>>,
     outgoing: Mutex<HashMap<NodeId, Lines>>,
+    /// Ways back on connections that came in, for notices to whom this node does not know how to reach.
+    back: Mutex<HashMap<NodeId, Back>>,
 }
+
+type Back = mpsc::Sender<(GroupId, Bytes)>;
+
+/// Most notices that wait on a way back.
+const BACK: usize = 16;
 
 /// What goes to one node.
 #[derive(Default)]
@@ -103,6 +113,7 @@ impl Peers {
             runtime: tokio::runtime::Handle::current(),
             store: OnceLock::new(),
             outgoing: Mutex::default(),
+            back: Mutex::default(),
         };
         Peers { inner: Arc::new(inner) }
     }
@@ -152,6 +163,38 @@ impl Peers {
         within(GREETING_MAX, "connecting to a peer", dial).await
     }
 
+    fn back(&self) -> MutexGuard<'_, HashMap<NodeId, Back>> {
+        self.inner.back.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes messages of `from`, and sends what goes back.
+    async fn take(
+        &self,
+        from: NodeId,
+        stream: impl Stream,
+        mut back: mpsc::Receiver<(GroupId, Bytes)>,
+    ) -> Result<(), PeerError> {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = frame::Reader::new(reader);
+        loop {
+            tokio::select! {
+                frame = reader.next() => {
+                    let Some((group, message)) = frame? else { return Ok(()) };
+                    let Some(store) = self.store() else { return Ok(()) };
+                    store.deliver(from, group, message)?;
+                }
+                Some((group, message)) = back.recv() => {
+                    within(GREETING_MAX, "answering a peer", async {
+                        writer.write_all(&frame::head(group, &message)).await?;
+                        writer.write_all(&message).await?;
+                        writer.flush().await
+                    })
+                    .await?;
+                }
+            }
+        }
+    }
+
     /// Serves one connection of a peer to its end. `proven` says whether the other side of this stream may
     /// speak for a node (its certificate, or that there is none).
     pub async fn serve(
@@ -174,12 +217,15 @@ impl Peers {
         if hello.lane == Lane::Snapshots {
             return snapshots::serve(self, hello.from, stream).await;
         }
-        let mut reader = frame::Reader::new(stream);
-        while let Some((group, message)) = reader.next().await? {
-            let Some(store) = self.store() else { return Ok(()) };
-            store.deliver(hello.from, group, message)?;
+        let (tx, rx) = mpsc::channel(BACK);
+        self.back().insert(hello.from, tx.clone());
+        let served = self.take(hello.from, stream, rx).await;
+        let mut back = self.back();
+        // Unless it has connected anew meanwhile.
+        if back.get(&hello.from).is_some_and(|b| b.same_channel(&tx)) {
+            back.remove(&hello.from);
         }
-        Ok(())
+        served
     }
 }
 
@@ -191,6 +237,12 @@ struct Sender(Peers);
 
 impl Transport for Sender {
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes) {
+        if codec::is_notice(&message)
+            && let Some(back) = self.0.back().get(&to)
+            && back.try_send((group, message.clone())).is_ok()
+        {
+            return;
+        }
         let mut outgoing = self.0.outgoing();
         let lines = outgoing.entry(to).or_default();
         let out = lines.quick.get_or_insert_with(|| Outgoing::start(&self.0, to));

@@ -2,7 +2,7 @@
 //! something to send.
 
 use super::{Peers, Stream, frame, frame::Lane, within};
-use crate::{GroupId, NodeId};
+use crate::{GroupId, NodeId, codec};
 use bytes::Bytes;
 use photon_rt::time::{Duration, sleep};
 use std::{
@@ -12,7 +12,10 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
-use tokio::{io::AsyncWriteExt, sync::mpsc};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
 
 /// Most messages that wait for one node.
 const QUEUE_MESSAGES: usize = 4096;
@@ -96,8 +99,21 @@ impl Line {
         }
     }
 
+    /// A notice came back.
+    fn answered(&self, frame: Option<(GroupId, Bytes)>) -> io::Result<()> {
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, "a receiver speaks");
+        let (group, message) = frame.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if !codec::is_notice(&message) {
+            return Err(wrong());
+        }
+        let Some(store) = self.peers.store() else { return Ok(()) };
+        store.deliver(self.to, group, message).map_err(|_| wrong())
+    }
+
     /// Sends until the queue is dropped; an error when the connection broke.
-    async fn send(&mut self, mut io: Box<dyn Stream>, first: (GroupId, Bytes)) -> io::Result<()> {
+    async fn send(&mut self, io: Box<dyn Stream>, first: (GroupId, Bytes)) -> io::Result<()> {
+        let (answers, mut io) = tokio::io::split(io);
+        let mut answers = frame::Reader::new(answers);
         let mut next = Some(first);
         loop {
             let (group, message) = match next.take() {
@@ -111,8 +127,11 @@ impl Line {
                                 Some(m) => m,
                                 None => return Ok(()),
                             },
-                            // The other side never speaks: this is how its end is noticed.
-                            e = ended(&mut io) => return Err(e),
+                            // The other side hardly ever speaks; this is also how its end is noticed.
+                            a = answers.next() => {
+                                self.answered(a?)?;
+                                continue;
+                            }
                         }
                     }
                 },
@@ -129,15 +148,7 @@ impl Line {
     }
 }
 
-async fn write(io: &mut Box<dyn Stream>, head: &[u8], message: &[u8]) -> io::Result<()> {
+async fn write(io: &mut (impl AsyncWrite + Unpin), head: &[u8], message: &[u8]) -> io::Result<()> {
     within(WRITE_MAX, "writing to a peer", io.write_all(head)).await?;
     within(WRITE_MAX, "writing to a peer", io.write_all(message)).await
-}
-
-async fn ended(io: &mut Box<dyn Stream>) -> io::Error {
-    use tokio::io::AsyncReadExt;
-    match io.read_u8().await {
-        Ok(_) => io::Error::new(io::ErrorKind::InvalidData, "a receiver speaks"),
-        Err(e) => e,
-    }
 }

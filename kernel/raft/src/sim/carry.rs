@@ -154,6 +154,9 @@ impl<W: Workload> Cluster<W> {
             self.plan(wait, Event::Parcel { from, to, line, parcel });
             return Ok(());
         }
+        if self.faulty() && self.rng.percent(2) {
+            return Ok(()); // the connection breaks
+        }
         if self.faulty() && self.rng.percent(1) {
             // In the middle of it.
             let (victim, power) = (if self.rng.percent(70) { to } else { from }, self.rng.percent(50));

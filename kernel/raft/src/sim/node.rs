@@ -8,7 +8,7 @@ use crate::{
     log::{Log, LogConfig},
     snapshot::{Maker, Receiver, leftovers},
 };
-use photon_rt::disk::SimDisk;
+use photon_rt::{disk::SimDisk, time::Duration};
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
@@ -17,6 +17,12 @@ use std::{
 /// The group that the simulator runs.
 pub(super) const GROUP: GroupId = GroupId(1);
 
+/// A tick on a node's own clock. Virtual milliseconds.
+const TICK_MS: u64 = 100;
+
+/// How far clocks are wrong at most: 4 % each, in millionths.
+pub(super) const DRIFT_PPM: u64 = 40_000;
+
 pub(super) struct Node<W: Workload> {
     pub(super) id: NodeId,
     pub(super) disk: SimDisk,
@@ -24,8 +30,9 @@ pub(super) struct Node<W: Workload> {
     /// Counts lives, so that events of an earlier one are recognised.
     pub(super) epoch: u64,
     pub(super) paused_until: u64,
-    /// Length of this node's tick: clocks are crooked.
+    /// Length of this node's tick, and the speed of its clock in millionths: clocks are crooked.
     pub(super) tick_ms: u64,
+    pub(super) clock_ppm: u64,
     /// A failure was injected from which the node may die at any moment.
     pub(super) doomed: bool,
     /// The disk takes nothing more for now.
@@ -43,14 +50,34 @@ pub(super) struct Live<W: Workload> {
     pub(super) sending: BTreeMap<u64, Sending>,
     pub(super) receiver: Receiver,
     pub(super) taking: BTreeMap<u64, (u64, u64)>,
+    /// The lease as readers see it, and operations that wait for the machine to reach an index.
+    pub(super) lease: (Duration, u64),
+    pub(super) reads: Vec<(u64, usize)>,
     pub(super) turn_planned: bool,
     pub(super) work_planned: bool,
 }
 
 impl<W: Workload> Node<W> {
-    pub(super) fn new(id: NodeId, disk_seed: u64, tick_ms: u64) -> Self {
+    /// `clock_ppm` is what its clock counts in a second; a tick is `TICK_MS` of that, or `late_ms` more.
+    pub(super) fn new(id: NodeId, disk_seed: u64, clock_ppm: u64, late_ms: u64) -> Self {
         let disk = SimDisk::new(disk_seed);
-        Node { id, disk, live: None, epoch: 0, paused_until: 0, tick_ms, doomed: false, full: false }
+        let tick_ms = (TICK_MS * 1_000_000).div_ceil(clock_ppm) + late_ms;
+        Node {
+            id,
+            disk,
+            live: None,
+            epoch: 0,
+            paused_until: 0,
+            tick_ms,
+            clock_ppm,
+            doomed: false,
+            full: false,
+        }
+    }
+
+    /// Its clock, which nothing stops.
+    pub(super) fn clock(&self, now_ms: u64) -> Duration {
+        Duration::from_micros((self.id.0 * 3_600_000 + now_ms) * self.clock_ppm / 1000)
     }
 
     /// Opens log, machine and driver from what the disk holds.
@@ -79,6 +106,9 @@ impl<W: Workload> Node<W> {
             wait_ticks: 30,
             ..CoreConfig::new(self.id)
         };
+        let ticks = core_config.election_ticks as u64 - 1;
+        let core_config =
+            CoreConfig { lease: Duration::from_millis(ticks * TICK_MS * 9 / 10), ..core_config };
         let mut core = Core::new_with(core_config, log, config.bugs);
         core.attach(GROUP, members, applier.at(), out)?;
         self.epoch += 1;
@@ -92,6 +122,8 @@ impl<W: Workload> Node<W> {
             sending: BTreeMap::new(),
             receiver,
             taking: BTreeMap::new(),
+            lease: (Duration::ZERO, 0),
+            reads: Vec::new(),
             turn_planned: false,
             work_planned: false,
         });
