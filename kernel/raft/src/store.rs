@@ -195,6 +195,7 @@ impl Store {
         });
         let (log_side, apply_side, snapshot_side) = (inner.clone(), inner.clone(), inner.clone());
         let tick = config.tick;
+        let patience = tick * u32::try_from(config.core.election_ticks).unwrap_or(u32::MAX);
         let apply = photon_rt::task::thread("raft-apply", move || {
             let why = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply_loop(&apply_side)));
             if why.is_err() {
@@ -206,7 +207,7 @@ impl Store {
         let snapshots = photon_rt::task::thread("raft-snapshot", move || snapshot_loop(&snapshot_side))
             .map_err(StoreError::io("start the thread that makes snapshots"))?;
         let log = photon_rt::task::thread("raft-log", move || {
-            let run = std::panic::AssertUnwindSafe(|| log_loop(core, &log_side, transport, tick));
+            let run = std::panic::AssertUnwindSafe(|| log_loop(core, &log_side, transport, tick, patience));
             let why = match std::panic::catch_unwind(run) {
                 Ok(Ok(())) => "it was shut down".to_string(),
                 Ok(Err(e)) => e.to_string(),
@@ -335,7 +336,8 @@ impl Store {
         self.inner.end(why);
     }
 
-    /// Applies and checkpoints what is committed, purges the log, and ends.
+    /// Hands over what this node leads (for at most an election timeout), applies and checkpoints what is
+    /// committed, purges the log, and ends. Connections to the others should live until this returns.
     pub async fn shutdown(&self) {
         let _ = self.inner.inbox.push(Ask::Shutdown);
         self.ended().await;
@@ -360,14 +362,21 @@ fn log_loop(
     inner: &Arc<Inner>,
     mut transport: impl Transport,
     tick: Duration,
+    patience: Duration,
 ) -> Result<(), StoreError> {
     let mut asks = Vec::new();
     let mut inputs = Vec::new();
     let mut next_tick = photon_rt::time::now() + tick;
+    // Whose leadership is being handed over before the end, and until when that is waited for.
+    let mut leaving: Option<(Vec<(GroupId, NodeId)>, photon_rt::time::Instant)> = None;
     let mut ending = false;
     loop {
         let now = photon_rt::time::now();
-        let limit = core.needs_ticks().then(|| next_tick.saturating_duration_since(now));
+        let mut limit = core.needs_ticks().then(|| next_tick.saturating_duration_since(now));
+        if let Some((_, until)) = leaving.as_ref().filter(|_| !ending) {
+            let left = until.saturating_duration_since(now);
+            limit = Some(limit.map_or(left, |l| l.min(left)));
+        }
         if !inner.inbox.take(&mut asks, limit) {
             return Ok(());
         }
@@ -400,9 +409,10 @@ fn log_loop(
                     let _ = inner.jobs.push(Job::Detach { id });
                     let _ = done.send(core.remove(id));
                 }
-                Ask::Shutdown if !ending => {
-                    ending = true;
-                    let _ = inner.jobs.push(Job::Finish);
+                Ask::Shutdown if leaving.is_none() => {
+                    let heirs = core.heirs();
+                    inputs.extend(heirs.iter().map(|(group, to)| Input::Transfer { group: *group, to: *to }));
+                    leaving = Some((heirs, photon_rt::time::now() + patience));
                 }
                 Ask::Shutdown => {}
                 Ask::Applied => applied = true,
@@ -416,6 +426,13 @@ fn log_loop(
         }
         core.turn(begun, inputs.drain(..), &mut out)?;
         inner.backlogged.store(core.is_backlogged(), Ordering::Release);
+        if let Some((heirs, until)) = &mut leaving {
+            heirs.retain(|(group, _)| core.is_orphan(*group));
+            if !ending && (heirs.is_empty() || photon_rt::time::now() >= *until) {
+                ending = true;
+                let _ = inner.jobs.push(Job::Finish);
+            }
+        }
         if applied {
             return Ok(());
         }

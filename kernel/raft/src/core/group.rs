@@ -228,6 +228,14 @@ impl Group {
         Some(self.raft.raft.leader_id).filter(|id| *id != 0).map(NodeId)
     }
 
+    /// On the leader: the other voter that is there and lacks least.
+    pub(super) fn heir(&self) -> Option<NodeId> {
+        let r = &self.raft.raft;
+        let others = r.prs().iter().filter(|(id, _)| self.members.voters.contains(&NodeId(**id)));
+        let others = others.filter(|(id, _)| **id != self.me && r.state == StateRole::Leader);
+        others.max_by_key(|(_, p)| (p.recent_active, p.matched)).map(|(id, _)| NodeId(*id))
+    }
+
     pub(super) fn status(&self) -> GroupStatus {
         let r = &self.raft.raft;
         GroupStatus {

@@ -185,6 +185,16 @@ impl Core {
         self.groups.keys().copied()
     }
 
+    /// Groups that this node leads and another could, and who comes closest to it.
+    pub fn heirs(&self) -> Vec<(GroupId, NodeId)> {
+        self.groups.iter().filter_map(|(id, g)| Some((*id, g.heir()?))).collect()
+    }
+
+    /// True while it is not known that another node leads the group.
+    pub fn is_orphan(&self, id: GroupId) -> bool {
+        self.groups.get(&id).is_some_and(|g| g.leader().is_none_or(|l| l == self.config.node))
+    }
+
     /// State of a group.
     pub fn status(&self, id: GroupId) -> Option<GroupStatus> {
         self.groups.get(&id).map(Group::status)
