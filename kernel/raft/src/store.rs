@@ -213,8 +213,8 @@ impl Store {
                 Ok(Err(e)) => e.to_string(),
                 Err(_) => "the log thread panicked".to_string(),
             };
-            tracing::info!(why, "raft store ended");
             log_side.end(&why);
+            tracing::info!(why = log_side.reason(), "raft store ended");
         })
         .map_err(StoreError::io("start the log thread"))?;
         Ok(Store { config, inner, threads: vec![apply, snapshots, log] })

@@ -11,6 +11,8 @@ mod forward;
 mod group;
 mod input;
 mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod membership;
 mod rebuild;
 mod removed;

@@ -107,8 +107,8 @@ impl<W: Workload> Node<W> {
             ..CoreConfig::new(self.id)
         };
         let ticks = core_config.election_ticks as u64 - 1;
-        let core_config =
-            CoreConfig { lease: Duration::from_millis(ticks * TICK_MS * 9 / 10), ..core_config };
+        let lease = Duration::from_millis(ticks * TICK_MS * 9 / 10);
+        let core_config = CoreConfig { lease, ..core_config };
         let mut core = Core::new_with(core_config, log, config.bugs);
         core.attach(GROUP, members, applier.at(), out)?;
         self.epoch += 1;
