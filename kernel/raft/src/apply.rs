@@ -9,6 +9,7 @@ use crate::{
     snapshot::{Chunks, Made, Maker, load},
     store::{Ask, Inner},
 };
+use photon_rt::time::Duration;
 use std::{
     collections::BTreeMap,
     sync::{Arc, atomic::Ordering},
@@ -127,7 +128,7 @@ fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, outpu
                 // There is nothing in it yet.
                 0 => Input::Snapshot { group, made: None },
                 _ => {
-                    let _ = inner.snapshots.push(Making { group, position, chunks });
+                    let _ = inner.chores.push(Chore::Make { group, position, chunks });
                     Input::SnapshotBegun { group, position }
                 }
             });
@@ -135,6 +136,7 @@ fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, outpu
         }
         Output::Send { .. }
         | Output::SendSnapshot { .. }
+        | Output::Dispose { .. }
         | Output::Failed { .. }
         | Output::Lease { .. }
         | Output::Members { .. }
@@ -158,20 +160,31 @@ fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, outpu
         if quiet { inner.inbox.push_quietly(Ask::Input(input)) } else { inner.inbox.push(Ask::Input(input)) };
 }
 
-/// A snapshot to be written.
-pub(crate) struct Making {
-    group: GroupId,
-    position: Position,
-    chunks: Chunks,
+/// What takes long and can wait.
+pub(crate) enum Chore {
+    /// Write a snapshot.
+    Make { group: GroupId, position: Position, chunks: Chunks },
+    /// Let go of one.
+    Dispose(Arc<Made>),
+    /// Something is on its way in, or the group that it was for is gone: look after it.
+    Look,
 }
 
-/// Writes snapshots, one after the other, at the pace that the store sets.
+/// Writes snapshots, one after the other, at the pace that the store sets, and removes what nobody needs.
 pub(crate) fn snapshot_loop(inner: &Inner) {
-    let mut jobs = Vec::new();
-    while inner.snapshots.take(&mut jobs, None) {
-        for job in jobs.drain(..) {
-            let group = job.group;
-            let made = match make(inner, job) {
+    let mut chores = Vec::new();
+    let mut limit = None;
+    while inner.chores.take(&mut chores, limit) {
+        for chore in chores.drain(..) {
+            let (group, position, chunks) = match chore {
+                Chore::Make { group, position, chunks } => (group, position, chunks),
+                Chore::Dispose(made) => {
+                    drop(made);
+                    continue;
+                }
+                Chore::Look => continue,
+            };
+            let made = match make(inner, group, position, chunks) {
                 Ok(made) => made.map(Arc::new),
                 Err(e) => {
                     tracing::error!(group = group.0, error = %e, "no snapshot could be made; tried again when it is wanted");
@@ -180,13 +193,23 @@ pub(crate) fn snapshot_loop(inner: &Inner) {
             };
             let _ = inner.inbox.push(Ask::Input(Input::Snapshot { group, made }));
         }
+        let now = |group| inner.member(group).map(|m| m.now());
+        limit = inner.receiver.sweep(photon_rt::time::now(), now).then_some(SWEEP_EVERY);
     }
 }
 
+/// Between two looks at what is on its way in, while anything is.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
 /// None when the store ends meanwhile.
-fn make(inner: &Inner, job: Making) -> Result<Option<Made>, MachineError> {
+fn make(
+    inner: &Inner,
+    group: GroupId,
+    position: Position,
+    chunks: Chunks,
+) -> Result<Option<Made>, MachineError> {
     let begun = photon_rt::time::now();
-    let mut maker = Maker::begin(inner.disk.clone(), job.group, job.position, job.chunks)?;
+    let mut maker = Maker::begin(inner.disk.clone(), group, position, chunks)?;
     while let Some(bytes) = maker.step()? {
         if !inner.making.wait(bytes) {
             return Ok(None);
@@ -194,6 +217,6 @@ fn make(inner: &Inner, job: Making) -> Result<Option<Made>, MachineError> {
     }
     let made = maker.finish()?;
     let (bytes, took) = (made.descriptor().size, begun.elapsed().as_millis() as u64);
-    tracing::info!(group = job.group.0, index = job.position.index, bytes, ms = took, "snapshot made");
+    tracing::info!(group = group.0, index = position.index, bytes, ms = took, "snapshot made");
     Ok(Some(made))
 }

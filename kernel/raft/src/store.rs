@@ -7,14 +7,14 @@
 use crate::{
     GroupId, Machine, Members, NodeId, Position, ProposeError, StoreError,
     applier::Applier,
-    apply::{Applies, Job, Making, Typed, apply_loop, snapshot_loop},
+    apply::{Applies, Chore, Job, Typed, apply_loop, snapshot_loop},
     bug::Bugs,
     codec,
     core::{Core, CoreConfig, GroupStatus, Input, Output},
     group::{Group, Member, Shared},
     inbox::Inbox,
     log::{Log, LogConfig},
-    snapshot::{Next, Outcome, Pace, Receiver, Refusal, Shipment},
+    snapshot::{self, Made, Next, Outcome, Pace, Receiver, Refusal, Shipment},
 };
 use bytes::Bytes;
 use photon_rt::{disk::Disk, time::Duration};
@@ -116,9 +116,9 @@ pub(crate) enum Ask {
 pub(crate) struct Inner {
     pub(crate) inbox: Inbox<Ask>,
     pub(crate) jobs: Inbox<Job>,
-    pub(crate) snapshots: Inbox<Making>,
+    pub(crate) chores: Inbox<Chore>,
     pub(crate) disk: Arc<dyn Disk>,
-    receiver: Receiver,
+    pub(crate) receiver: Receiver,
     /// How fast snapshots are written, and how fast they leave.
     pub(crate) making: Pace,
     pub(crate) sending: Pace,
@@ -144,7 +144,9 @@ impl Inner {
     }
 
     /// Carrying a snapshot has ended.
-    pub(crate) fn shipped(&self, group: GroupId, to: NodeId, id: u64, outcome: Outcome) {
+    pub(crate) fn shipped(&self, group: GroupId, to: NodeId, made: Arc<Made>, outcome: Outcome) {
+        let id = made.descriptor().id;
+        let _ = self.chores.push(Chore::Dispose(made));
         let _ = self.inbox.push(Ask::Input(Input::SnapshotSent { group, to, id, outcome }));
     }
 
@@ -152,7 +154,7 @@ impl Inner {
         lock(&self.stopped).get_or_insert_with(|| why.to_string());
         self.inbox.close();
         self.jobs.close();
-        self.snapshots.close();
+        self.chores.close();
         self.making.end();
         for member in lock(&self.members).values() {
             member.stopped(why);
@@ -182,7 +184,7 @@ impl Store {
         let inner = Arc::new(Inner {
             inbox: Inbox::new(config.inbox_messages),
             jobs: Inbox::new(usize::MAX),
-            snapshots: Inbox::new(usize::MAX),
+            chores: Inbox::new(usize::MAX),
             receiver: Receiver::new(disk.clone(), Bugs::default())
                 .map_err(StoreError::io("remove old snapshots"))?,
             making: Pace::new(config.snapshot_rate),
@@ -288,7 +290,9 @@ impl Store {
     pub fn announced(&self, from: NodeId, group: GroupId, message: Bytes) -> Result<Next, Refusal> {
         let message = codec::decode_message(message).map_err(|_| Refusal::Stale)?;
         let status = self.inner.member(group).map(|m| m.now());
-        self.inner.receiver.announce(from, group, message, status)
+        let next = self.inner.receiver.announce(from, group, message, status)?;
+        let _ = self.inner.chores.push(Chore::Look);
+        Ok(next)
     }
 
     /// Takes a piece of snapshot `id`, from offset `at` on; how much of it is here then.
@@ -408,6 +412,8 @@ fn log_loop(
                     }
                     let _ = inner.jobs.push(Job::Detach { id });
                     let _ = done.send(core.remove(id));
+                    snapshot::discard(&*inner.disk, id, u64::MAX);
+                    let _ = inner.chores.push(Chore::Look);
                 }
                 Ask::Shutdown if leaving.is_none() => {
                     let heirs = core.heirs();
@@ -445,6 +451,7 @@ fn route(inner: &Arc<Inner>, transport: &mut impl Transport, output: Output) {
         Output::SendSnapshot { to, group, message, made } => {
             transport.send_snapshot(Shipment::new(to, group, message, made, inner.clone()));
         }
+        Output::Dispose { made } => drop(inner.chores.push(Chore::Dispose(made))),
         Output::Failed { group, proposal, error } => {
             if let Some(member) = inner.member(group) {
                 member.failed(proposal, error);

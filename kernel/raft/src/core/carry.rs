@@ -40,7 +40,10 @@ impl Carrying {
 impl Group {
     /// Asks for a snapshot if somebody wants one and none is being made.
     pub(super) fn ask_snapshot(&mut self, out: &mut dyn FnMut(Output)) {
-        let wanted = std::mem::take(&mut self.raft.store().slot().wanted);
+        let mut slot = self.raft.store().slot();
+        slot.old.drain(..).for_each(|made| out(Output::Dispose { made }));
+        let wanted = std::mem::take(&mut slot.wanted);
+        drop(slot);
         if wanted && !self.carrying.asked && self.carrying.tick >= self.carrying.not_before {
             self.carrying.asked = true;
             out(Output::TakeSnapshot { group: self.id });
@@ -55,7 +58,11 @@ impl Group {
         (self.carrying.asked, self.carrying.making) = (false, None);
         match made {
             // Its members are no longer known; the next one will have those of now.
-            Some(made) if made.at().index < self.members_index => self.raft.store().slot().wanted = true,
+            Some(made) if made.at().index < self.members_index => {
+                let mut slot = self.raft.store().slot();
+                slot.wanted = true;
+                slot.old.push(made);
+            }
             Some(made) => self.raft.store().offer(made, tick)?,
             None => self.carrying.not_before = tick + 10,
         }
@@ -92,7 +99,7 @@ impl Group {
         slot.used = tick;
         let same = |made: &Made| made.descriptor().id == id;
         if outcome == Outcome::Damaged && slot.ready.as_ref().is_some_and(|(_, made)| same(made)) {
-            slot.ready = None;
+            slot.clear();
         }
         drop(slot);
         let status = if outcome == Outcome::Sent { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
@@ -104,7 +111,7 @@ impl Group {
         self.carrying.tick = tick;
         let mut slot = self.raft.store().slot();
         if slot.ready.is_some() && self.carrying.sent.is_empty() && tick.saturating_sub(slot.used) > timeout {
-            slot.ready = None;
+            slot.clear();
         }
     }
 

@@ -195,6 +195,11 @@ pub enum Output {
         /// The file.
         made: Arc<Made>,
     },
+    /// Let go of a snapshot: if nobody sends it any more, its file goes, which may take a while.
+    Dispose {
+        /// The file.
+        made: Arc<Made>,
+    },
     /// Replace the state by the received snapshot (`snapshot::load`).
     Restore {
         /// Where.

@@ -29,6 +29,15 @@ pub(super) struct SnapshotSlot {
     pub(super) wanted: bool,
     /// Tick at which `ready` was last used or made.
     pub(super) used: u64,
+    /// Offered no more. Removing a large file takes long, so that is done elsewhere.
+    pub(super) old: Vec<Arc<Made>>,
+}
+
+impl SnapshotSlot {
+    /// Offers nothing more.
+    pub(super) fn clear(&mut self) {
+        self.old.extend(self.ready.take().map(|(_, made)| made));
+    }
 }
 
 /// One group's view of the log.
@@ -53,7 +62,9 @@ impl GroupStorage {
         meta.index = made.at().index;
         meta.term = made.at().term;
         meta.set_conf_state(conf);
-        *self.slot() = SnapshotSlot { ready: Some((s, made)), wanted: false, used: tick };
+        let mut slot = self.slot();
+        slot.clear();
+        (slot.ready, slot.wanted, slot.used) = (Some((s, made)), false, tick);
         Ok(())
     }
 }

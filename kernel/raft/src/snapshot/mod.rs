@@ -92,8 +92,9 @@ pub struct Shipment {
     pub group: GroupId,
     /// The announcement, for the receiver's [`crate::Store::announced`].
     pub message: Bytes,
-    made: Arc<Made>,
-    tell: Option<Arc<store::Inner>>,
+    /// None when it has ended.
+    made: Option<Arc<Made>>,
+    tell: Arc<store::Inner>,
 }
 
 impl Shipment {
@@ -104,22 +105,17 @@ impl Shipment {
         made: Arc<Made>,
         tell: Arc<store::Inner>,
     ) -> Shipment {
-        Shipment { to, group, message, made, tell: Some(tell) }
-    }
-
-    /// Tells which snapshot this is, to go with every piece.
-    pub fn id(&self) -> u64 {
-        self.made.descriptor().id
+        Shipment { to, group, message, made: Some(made), tell }
     }
 
     /// Its length.
     pub fn size(&self) -> u64 {
-        self.made.descriptor().size
+        self.file().descriptor().size
     }
 
     /// The file, to be read on a thread that may block.
     pub fn file(&self) -> Arc<Made> {
-        self.made.clone()
+        self.made.clone().expect("it ends by being dropped")
     }
 
     /// Reports how it ended.
@@ -128,8 +124,8 @@ impl Shipment {
     }
 
     fn tell(&mut self, outcome: Outcome) {
-        if let Some(inner) = self.tell.take() {
-            inner.shipped(self.group, self.to, self.made.descriptor().id, outcome);
+        if let Some(made) = self.made.take() {
+            self.tell.shipped(self.group, self.to, made, outcome);
         }
     }
 }

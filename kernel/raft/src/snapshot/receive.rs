@@ -13,7 +13,10 @@ use crate::{
     GroupId, GroupStatus, NodeId, Position,
     bug::{Bug, Bugs},
 };
-use photon_rt::disk::{Disk, DiskFile};
+use photon_rt::{
+    disk::{Disk, DiskFile},
+    time::{Duration, Instant, now},
+};
 use raft::eraftpb::{Message, MessageType};
 use std::{
     collections::BTreeMap,
@@ -75,6 +78,9 @@ pub enum Next {
     Nothing,
 }
 
+/// What nothing was added to for so long is thrown away.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+
 /// Checksum of a piece.
 pub(crate) fn piece_sum(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
@@ -87,6 +93,7 @@ struct Incoming {
     file: Box<dyn DiskFile>,
     have: u64,
     synced: u64,
+    touched: Instant,
     /// The announcement, to be stepped when all is here.
     message: Message,
 }
@@ -137,7 +144,7 @@ impl Receiver {
             let Ok(mut i) = known.try_lock() else { return Err(Refusal::Other) };
             let same = (i.what, i.at) == (what, at);
             if same || self.bugs.on(Bug::MixedSnapshots) {
-                (i.message, i.what, i.at) = (message, what, at);
+                (i.message, i.what, i.at, i.touched) = (message, what, at, now());
                 return Ok(Next::From { id: what.id, at: i.have.min(what.size), size: what.size });
             }
         }
@@ -147,7 +154,7 @@ impl Receiver {
         // Not the sender's number alone: who announces one again after it was thrown away starts a new file.
         let name = format!("snap-in-{:016x}-{:016x}", group.0, photon_rt::entropy::u64());
         let file = self.disk.create(&name)?;
-        let i = Incoming { at, what, name, file, have: 0, synced: 0, message };
+        let i = Incoming { at, what, name, file, have: 0, synced: 0, touched: now(), message };
         all.insert(group, Arc::new(Mutex::new(i)));
         Ok(Next::From { id: what.id, at: 0, size: what.size })
     }
@@ -180,6 +187,7 @@ impl Receiver {
         if piece_sum(bytes) != sum {
             return Err(Refusal::Piece);
         }
+        i.touched = now();
         let written = i.file.write_at(have, bytes).and_then(|()| {
             i.have += len as u64;
             if i.have - i.synced < SYNC_EVERY {
@@ -230,6 +238,23 @@ impl Receiver {
         // Under its new name, if all went well, it is no longer this one's to remove.
         self.forget(group, &found);
         done
+    }
+
+    /// Throws away what nobody needs or goes on with: what the group has otherwise by now, or that of a group
+    /// that is gone. True when anything is left.
+    pub(crate) fn sweep(&self, now: Instant, status: impl Fn(GroupId) -> Option<GroupStatus>) -> bool {
+        let all: Vec<_> = lock(&self.incoming).iter().map(|(g, i)| (*g, i.clone())).collect();
+        for (group, incoming) in all {
+            let useless = match (incoming.try_lock(), status(group)) {
+                (Ok(i), Some(s)) => s.commit >= i.at.index || now.duration_since(i.touched) > FORGOTTEN_AFTER,
+                (Ok(_), None) => true,
+                (Err(_), _) => false, // it is being written to
+            };
+            if useless {
+                self.forget(group, &incoming);
+            }
+        }
+        !lock(&self.incoming).is_empty()
     }
 
     /// Throws away what came, unless another has taken its place meanwhile.

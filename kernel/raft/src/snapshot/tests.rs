@@ -155,6 +155,26 @@ fn another_snapshot_begins_anew_and_a_restart_leaves_nothing() {
 }
 
 #[test]
+fn what_nobody_goes_on_with_is_thrown_away() {
+    let (there, here) = (SimDisk::new(1), SimDisk::new(2));
+    let made = make(&there, &words(1));
+    let later = photon_rt::time::now() + Duration::from_secs(700);
+    let soon = photon_rt::time::now();
+    let status = |commit| move |_| Some(GroupStatus { commit, ..GroupStatus::default() });
+    let r = receiver(&here);
+    let begin = || assert_eq!(announce(&r, &made), 0);
+    begin();
+    assert!(r.sweep(soon, status(8)), "it is wanted");
+    assert!(!r.sweep(soon, status(9)), "the log brought what is in it");
+    begin();
+    assert!(!r.sweep(soon, |_| None), "its group is gone");
+    begin();
+    assert!(!r.sweep(later, status(8)), "its sender has given up");
+    assert!(here.list().expect("list").is_empty());
+    assert!(matches!(piece(&r, &made, 0, 10), Err(Refusal::Other)));
+}
+
+#[test]
 fn a_bit_that_turns_around_is_noticed() {
     for byte in [0, 9, 30, 35, 39, 41, 300, 1000] {
         let disk = SimDisk::new(1);
