@@ -198,7 +198,11 @@ impl<M: Machine> Group<M> {
     pub async fn read_index(&self) -> Result<(), ProposeError> {
         let s = &*self.shared;
         match s.lease.read(photon_rt::time::since_boot) {
-            Read::Now => return Ok(()),
+            Read::Now => {
+                // Nothing was waited for: a task that only reads would keep its thread.
+                tokio::task::consume_budget().await;
+                return Ok(());
+            }
             // Dropped unanswered when the group stops.
             Read::After(applied) => {
                 return applied.await.map_err(|_| ProposeError::Stopped(s.inner.reason()));
