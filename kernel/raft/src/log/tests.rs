@@ -389,3 +389,23 @@ fn two_groups_purged_in_one_turn_do_not_fall_back() {
         assert_eq!(state(&open(&disk).expect("opens")), before);
     }
 }
+
+/// One group purged twice in one turn, the second time less far, as when two checkpoints are reported at
+/// once and only the first was to free all: the second changes nothing.
+#[test]
+fn a_group_purged_twice_in_one_turn_does_not_fall_back() {
+    let disk = SimDisk::new(1);
+    let mut log = open(&disk).expect("new");
+    begin(&mut log).expect("begin");
+    for index in 1..=40 {
+        log.append(A, &[entry(index, 1, 90)]).expect("append");
+        log.commit().expect("commit");
+    }
+    for index in [20, 35, 15, 30] {
+        log.purge(A, index, index - 1).expect("purge");
+    }
+    log.commit().expect("the state does not fall back");
+    assert_eq!(log.start(A).expect("start").index, 35);
+    let before = state(&log);
+    assert_eq!(state(&open(&disk).expect("opens")), before);
+}
