@@ -135,7 +135,8 @@ impl Receiver {
         }
         let meta = message.get_snapshot().get_metadata();
         let at = Position { index: meta.index, term: meta.term };
-        if at.index <= status.commit {
+        // At the very commit index it may be wanted: by one that lost its state, not its log.
+        if at.index < status.commit {
             return Ok(Next::Nothing);
         }
         let mut all = lock(&self.incoming);
@@ -246,7 +247,7 @@ impl Receiver {
         let all: Vec<_> = lock(&self.incoming).iter().map(|(g, i)| (*g, i.clone())).collect();
         for (group, incoming) in all {
             let useless = match (incoming.try_lock(), status(group)) {
-                (Ok(i), Some(s)) => s.commit >= i.at.index || now.duration_since(i.touched) > FORGOTTEN_AFTER,
+                (Ok(i), Some(s)) => s.commit > i.at.index || now.duration_since(i.touched) > FORGOTTEN_AFTER,
                 (Ok(_), None) => true,
                 (Err(_), _) => false, // it is being written to
             };

@@ -118,7 +118,7 @@ fn what_was_not_announced_is_refused() {
     let mut huge = message(&made);
     huge.mut_snapshot().data = Descriptor { size: MAX_SNAPSHOT_BYTES + 1, ..made.descriptor() }.encode();
     assert!(matches!(told(huge, Some(now)), Err(Refusal::Size)));
-    let known = GroupStatus { commit: 9, ..now };
+    let known = GroupStatus { commit: 10, ..now };
     assert_eq!(told(message(&made), Some(known)).expect("taken"), Next::Nothing);
     assert!(matches!(piece(&r, &made, 0, 10), Err(Refusal::Other)), "nothing is on its way");
     assert!(here.list().expect("list").is_empty(), "and nothing was written");
@@ -164,8 +164,8 @@ fn what_nobody_goes_on_with_is_thrown_away() {
     let r = receiver(&here);
     let begin = || assert_eq!(announce(&r, &made), 0);
     begin();
-    assert!(r.sweep(soon, status(8)), "it is wanted");
-    assert!(!r.sweep(soon, status(9)), "the log brought what is in it");
+    assert!(r.sweep(soon, status(9)), "it is wanted");
+    assert!(!r.sweep(soon, status(10)), "the log brought what is in it");
     begin();
     assert!(!r.sweep(soon, |_| None), "its group is gone");
     begin();
