@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use photon_raft::{
     Command, GroupId, Machine, MachineError, NoTransport, NodeId, Position, Store, StoreConfig,
+    snapshot::Chunks,
 };
 use photon_rt::{
     disk::{Disk, RealDisk},
@@ -32,9 +33,7 @@ impl Machine for Counter {
         Ok(Position::default())
     }
 
-    fn snapshot(
-        &self,
-    ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError> {
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
         Err(MachineError("none".into()))
     }
 
@@ -98,5 +97,41 @@ async fn main() {
             (cpu_used() - cpu).as_micros() as f64 / n as f64
         );
     }
+    store.shutdown().await;
+    for lease_reads in [false, true, false, true] {
+        reads(lease_reads).await;
+    }
+}
+
+/// Linearizable points a second.
+async fn reads(lease_reads: bool) {
+    let dir = tempfile::tempdir_in("/var/tmp").expect("dir");
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(dir.path()).expect("disk"));
+    let config = StoreConfig { lease_reads, ..StoreConfig::new(NodeId(1)) };
+    let store = Store::open(config, disk, NoTransport).expect("open");
+    let group = store.create_group(GroupId(1), &[NodeId(1)], Counter::default()).await.expect("group");
+    let tasks = photon_rt::task::Tasks::new();
+    let until = now() + Duration::from_secs(2);
+    let (begin, cpu) = (now(), cpu_used());
+    let each = (0..64).map(|_| {
+        let group = group.clone();
+        tasks.spawn("reader", async move {
+            let mut n = 0u64;
+            while now() < until {
+                group.read_index().await.expect("read");
+                n += 1;
+            }
+            n
+        })
+    });
+    let mut n = 0;
+    for t in each.collect::<Vec<_>>() {
+        n += t.await.expect("reader").expect("not cancelled");
+    }
+    println!(
+        "  64 readers, lease {lease_reads}: {:>8.0} reads/s, CPU {:.2} us each",
+        n as f64 / begin.elapsed().as_secs_f64(),
+        (cpu_used() - cpu).as_micros() as f64 / n as f64
+    );
     store.shutdown().await;
 }

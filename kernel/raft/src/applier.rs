@@ -4,9 +4,9 @@
 use crate::{
     Command, Machine, MachineError, Position,
     bug::{Bug, Bugs},
-    core::{Committed, join, split},
+    core::Committed,
+    snapshot::Chunks,
 };
-use bytes::Bytes;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub(crate) struct Applier<M> {
@@ -18,7 +18,7 @@ pub(crate) struct Applier<M> {
 }
 
 /// Runs the machine's code; a panic in it is an error of the machine.
-fn guard<T>(what: &str, f: impl FnOnce() -> Result<T, MachineError>) -> Result<T, MachineError> {
+pub(crate) fn guard<T>(what: &str, f: impl FnOnce() -> Result<T, MachineError>) -> Result<T, MachineError> {
     catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|s| (*s).to_string());
         let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
@@ -85,17 +85,16 @@ impl<M: Machine> Applier<M> {
         Ok((position, machine))
     }
 
-    pub(crate) fn snapshot(&self) -> Result<(Position, Bytes), MachineError> {
-        guard("snapshot", || {
-            let (at, chunks) = self.machine.snapshot()?;
-            // Whoever installs it need not be told of entries without a command since.
-            Ok((if at == self.machine.applied() { self.at.max(at) } else { at }, join(chunks)?))
-        })
+    /// Begins a snapshot; applying goes on while its chunks are taken.
+    pub(crate) fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
+        let (at, chunks) = guard("snapshot", || self.machine.snapshot())?;
+        // Whoever installs it need not be told of entries without a command since.
+        Ok((if at == self.machine.applied() { self.at.max(at) } else { at }, chunks))
     }
 
-    pub(crate) fn restore(&mut self, at: Position, data: Bytes) -> Result<(), MachineError> {
+    pub(crate) fn restore(&mut self, at: Position, mut chunks: Chunks) -> Result<(), MachineError> {
         let claimed = if self.bugs.on(Bug::RestoreWithoutPosition) { self.machine.applied() } else { at };
-        guard("restore", || self.machine.restore(claimed, &mut split(data)))?;
+        guard("restore", || self.machine.restore(claimed, &mut chunks))?;
         if self.machine.applied() != at && !self.bugs.on(Bug::RestoreWithoutPosition) {
             let now = self.machine.applied();
             return Err(MachineError(format!("restored {at:?}, but the state says {now:?}")));

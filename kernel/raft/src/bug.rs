@@ -34,6 +34,18 @@ pub(crate) enum Bug {
     ForwardedTwice,
     /// Several members change at once without a joint state.
     NoJointState,
+    /// A piece of a snapshot is written where the file ends, wherever it belongs.
+    PieceAnywhere,
+    /// A snapshot that is announced goes on in the file of another one.
+    MixedSnapshots,
+    /// A received snapshot is announced to the driver before it is durable.
+    SnapshotNotSynced,
+    /// The leader's lease is counted from when heartbeats were answered, not from when they were sent.
+    LeaseFromAnswer,
+    /// The leader keeps its lease while it hands leadership over.
+    LeaseKeptInTransfer,
+    /// A follower that restarted votes at once, although it may have promised not to.
+    RestartedVotesAtOnce,
     /// The message encoding loses the mark of a refusal.
     CodecLosesReject,
     /// The message encoding loses the context that a read's quorum round carries.

@@ -5,8 +5,9 @@
 //! a node.
 //!
 //! Rooms, from the inside out: [`codec`] (our bytes for entries and messages), [`log`] (one log, one
-//! sync per turn), [`core`] (the driver around the `raft` crate, pure), [`Store`] and [`Group`] (the
-//! threads and the handle), [`peers`] (connections between nodes), [`sim`] (whole clusters from a seed, on the same driver).
+//! sync per turn), [`snapshot`] (files that are made, carried and installed piece by piece), [`core`] (the
+//! driver around the `raft` crate, pure), [`Store`] and [`Group`] (the threads and the handle), [`peers`]
+//! (connections between nodes), [`sim`] (whole clusters from a seed, on the same driver).
 //!
 //! Invariants: nothing is acknowledged, voted or applied before it is durable; a machine is never
 //! ahead of its log; damage to synced data is an error, never a shorter log; after a failed write or
@@ -14,17 +15,20 @@
 //! number, work for machines by bytes.
 
 mod applier;
+mod apply;
 mod bug;
 pub mod codec;
 pub mod core;
 mod group;
 mod inbox;
+mod lease;
 pub mod log;
 mod machine;
 mod members;
 pub mod peers;
 mod salvage;
 pub mod sim;
+pub mod snapshot;
 mod store;
 mod types;
 

@@ -1,5 +1,6 @@
 //! What a group replicates.
 
+use crate::snapshot::Chunks;
 use bytes::Bytes;
 
 /// A place in a group's log.
@@ -46,12 +47,9 @@ pub trait Machine: Send + 'static {
     /// Makes the state durable and says how far it goes.
     fn checkpoint(&mut self) -> Result<Position, MachineError>;
 
-    #[allow(clippy::type_complexity, reason = "an alias would hide what an implementor must return")]
-    /// The whole state at `applied()`, as chunks of at most 1 MiB, consistent although `apply` goes
-    /// on meanwhile.
-    fn snapshot(
-        &self,
-    ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError>;
+    /// The whole state at `applied()`, as [`Chunks`] of at most 1 MiB, consistent although `apply` goes
+    /// on meanwhile. It returns at once; the chunks are taken on another thread, and slowly.
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError>;
 
     /// Replaces the whole state by a snapshot taken at `at`; durable on return. A crash within leaves
     /// a state that `applied()` reports as `Position::default()`, or the old one, or the new one.

@@ -1,5 +1,5 @@
 //! The real runtime around the driver: one thread that drives all groups of a node and writes the
-//! log, and one that applies, so that the next sync overlaps with applying.
+//! log, and beside it those of [`crate::apply`], so that the next sync overlaps with applying.
 //!
 //! Nobody waits for more than one sync that was under way: the log thread takes everything that has
 //! come meanwhile as its next turn. An idle store of single-member groups sleeps without a timer.
@@ -7,12 +7,14 @@
 use crate::{
     GroupId, Machine, Members, NodeId, Position, ProposeError, StoreError,
     applier::Applier,
+    apply::{Applies, Chore, Job, Typed, apply_loop, snapshot_loop},
     bug::Bugs,
     codec,
-    core::{Committed, Core, CoreConfig, GroupStatus, Input, Output, load},
+    core::{Core, CoreConfig, GroupStatus, Input, Output},
     group::{Group, Member, Shared},
     inbox::Inbox,
     log::{Log, LogConfig},
+    snapshot::{self, Made, Next, Outcome, Pace, Receiver, Refusal, Shipment},
 };
 use bytes::Bytes;
 use photon_rt::{disk::Disk, time::Duration};
@@ -40,6 +42,11 @@ pub struct StoreConfig {
     pub inflight_bytes: usize,
     /// Most messages of peers that wait to be looked at; more are dropped.
     pub inbox_messages: usize,
+    /// Whether a leader answers reads without asking the others while it is sure that none of them leads
+    /// (`core::lease` has the conditions; the clocks of any two members may differ in speed by 10 %).
+    pub lease_reads: bool,
+    /// Bytes a second at which snapshots are made, and at which all together are sent; 0 for no limit.
+    pub snapshot_rate: u64,
 }
 
 impl StoreConfig {
@@ -52,7 +59,17 @@ impl StoreConfig {
             tick: Duration::from_millis(100),
             inflight_bytes: 64 << 20,
             inbox_messages: 16 << 10,
+            lease_reads: true,
+            snapshot_rate: 64 << 20,
         }
+    }
+}
+
+impl StoreConfig {
+    /// What a follower surely waits before it votes for another, less a tenth for clocks of different speed.
+    fn lease(&self) -> Duration {
+        let ticks = u32::try_from(self.core.election_ticks.saturating_sub(1)).unwrap_or(0);
+        if self.lease_reads { self.tick.saturating_mul(ticks) / 10 * 9 } else { Duration::ZERO }
     }
 }
 
@@ -60,6 +77,10 @@ impl StoreConfig {
 pub trait Transport: Send + 'static {
     /// Sends to `to`, which gives it to its own store by [`Store::deliver`].
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes);
+
+    /// Carries a snapshot: announces it to [`Store::announced`] of `shipment.to`, brings the pieces that are
+    /// wanted to [`Store::piece`], then calls [`Store::received`]. Must not block either: it hands it on.
+    fn send_snapshot(&mut self, shipment: Shipment);
 }
 
 /// The transport of a cluster of one.
@@ -68,6 +89,8 @@ pub struct NoTransport;
 
 impl Transport for NoTransport {
     fn send(&mut self, _to: NodeId, _group: GroupId, _message: Bytes) {}
+
+    fn send_snapshot(&mut self, _shipment: Shipment) {}
 }
 
 /// What the log thread is told.
@@ -90,74 +113,18 @@ pub(crate) enum Ask {
     Applied,
 }
 
-/// What the apply thread is told, in order.
-enum Job {
-    Attach {
-        id: GroupId,
-        machine: Box<dyn Applies>,
-    },
-    Detach {
-        id: GroupId,
-    },
-    Do(Output),
-    /// Checkpoint every machine and end.
-    Finish,
-}
-
-/// A state machine of any type, with those who wait for its replies.
-pub(crate) trait Applies: Send {
-    fn apply(
-        &mut self,
-        commands: Vec<Committed>,
-        position: Position,
-    ) -> Result<Position, crate::MachineError>;
-    fn checkpoint(&mut self) -> Result<(Position, Position), crate::MachineError>;
-    fn snapshot(&self) -> Result<(Position, Bytes), crate::MachineError>;
-    fn restore(&mut self, at: Position, data: Bytes) -> Result<(), crate::MachineError>;
-    fn read_ready(&self, read: u64);
-}
-
-struct Typed<M: Machine> {
-    applier: Applier<M>,
-    shared: Arc<Shared<M>>,
-}
-
-impl<M: Machine> Applies for Typed<M> {
-    fn apply(
-        &mut self,
-        commands: Vec<Committed>,
-        position: Position,
-    ) -> Result<Position, crate::MachineError> {
-        for (proposal, reply) in self.applier.apply(commands, position)? {
-            self.shared.reply(proposal, reply);
-        }
-        Ok(self.applier.at())
-    }
-
-    fn checkpoint(&mut self) -> Result<(Position, Position), crate::MachineError> {
-        self.applier.checkpoint()
-    }
-
-    fn snapshot(&self) -> Result<(Position, Bytes), crate::MachineError> {
-        self.applier.snapshot()
-    }
-
-    fn restore(&mut self, at: Position, data: Bytes) -> Result<(), crate::MachineError> {
-        self.applier.restore(at, data)
-    }
-
-    fn read_ready(&self, read: u64) {
-        self.shared.read_ready(read);
-    }
-}
-
 pub(crate) struct Inner {
     pub(crate) inbox: Inbox<Ask>,
-    jobs: Inbox<Job>,
-    disk: Arc<dyn Disk>,
+    pub(crate) jobs: Inbox<Job>,
+    pub(crate) chores: Inbox<Chore>,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) receiver: Receiver,
+    /// How fast snapshots are written, and how fast they leave.
+    pub(crate) making: Pace,
+    pub(crate) sending: Pace,
     members: Mutex<BTreeMap<GroupId, Arc<dyn Member>>>,
     /// The log thread wants to hear at once how far applying came.
-    backlogged: AtomicBool,
+    pub(crate) backlogged: AtomicBool,
     stopped: Mutex<Option<String>>,
     ended: tokio::sync::watch::Sender<bool>,
 }
@@ -167,7 +134,7 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Inner {
-    fn member(&self, id: GroupId) -> Option<Arc<dyn Member>> {
+    pub(crate) fn member(&self, id: GroupId) -> Option<Arc<dyn Member>> {
         lock(&self.members).get(&id).cloned()
     }
 
@@ -176,10 +143,19 @@ impl Inner {
         lock(&self.stopped).clone().unwrap_or_else(|| "it was shut down".into())
     }
 
-    fn end(&self, why: &str) {
+    /// Carrying a snapshot has ended.
+    pub(crate) fn shipped(&self, group: GroupId, to: NodeId, made: Arc<Made>, outcome: Outcome) {
+        let id = made.descriptor().id;
+        let _ = self.chores.push(Chore::Dispose(made));
+        let _ = self.inbox.push(Ask::Input(Input::SnapshotSent { group, to, id, outcome }));
+    }
+
+    pub(crate) fn end(&self, why: &str) {
         lock(&self.stopped).get_or_insert_with(|| why.to_string());
         self.inbox.close();
         self.jobs.close();
+        self.chores.close();
+        self.making.end();
         for member in lock(&self.members).values() {
             member.stopped(why);
         }
@@ -203,19 +179,25 @@ impl Store {
         transport: impl Transport,
     ) -> Result<Store, StoreError> {
         let log = Log::open(disk.clone(), config.log)?;
-        let core_config = CoreConfig { node: config.node, ..config.core };
+        let core_config = CoreConfig { node: config.node, lease: config.lease(), ..config.core };
         let core = Core::new(core_config, log);
         let inner = Arc::new(Inner {
             inbox: Inbox::new(config.inbox_messages),
             jobs: Inbox::new(usize::MAX),
+            chores: Inbox::new(usize::MAX),
+            receiver: Receiver::new(disk.clone(), Bugs::default())
+                .map_err(StoreError::io("remove old snapshots"))?,
+            making: Pace::new(config.snapshot_rate),
+            sending: Pace::new(config.snapshot_rate),
             disk,
             members: Mutex::new(BTreeMap::new()),
             backlogged: AtomicBool::new(false),
             stopped: Mutex::new(None),
             ended: tokio::sync::watch::Sender::new(false),
         });
-        let (log_side, apply_side) = (inner.clone(), inner.clone());
+        let (log_side, apply_side, snapshot_side) = (inner.clone(), inner.clone(), inner.clone());
         let tick = config.tick;
+        let patience = tick * u32::try_from(config.core.election_ticks).unwrap_or(u32::MAX);
         let apply = photon_rt::task::thread("raft-apply", move || {
             let why = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| apply_loop(&apply_side)));
             if why.is_err() {
@@ -224,18 +206,20 @@ impl Store {
             let _ = apply_side.inbox.push(Ask::Applied);
         })
         .map_err(StoreError::io("start the apply thread"))?;
+        let snapshots = photon_rt::task::thread("raft-snapshot", move || snapshot_loop(&snapshot_side))
+            .map_err(StoreError::io("start the thread that makes snapshots"))?;
         let log = photon_rt::task::thread("raft-log", move || {
-            let run = std::panic::AssertUnwindSafe(|| log_loop(core, &log_side, transport, tick));
+            let run = std::panic::AssertUnwindSafe(|| log_loop(core, &log_side, transport, tick, patience));
             let why = match std::panic::catch_unwind(run) {
                 Ok(Ok(())) => "it was shut down".to_string(),
                 Ok(Err(e)) => e.to_string(),
                 Err(_) => "the log thread panicked".to_string(),
             };
-            tracing::info!(why, "raft store ended");
             log_side.end(&why);
+            tracing::info!(why = log_side.reason(), "raft store ended");
         })
         .map_err(StoreError::io("start the log thread"))?;
-        Ok(Store { config, inner, threads: vec![apply, log] })
+        Ok(Store { config, inner, threads: vec![apply, snapshots, log] })
     }
 
     /// Starts a group. If the log does not know it, it is created with `members` (this node must be
@@ -249,6 +233,7 @@ impl Store {
     ) -> Result<Group<M>, StoreError> {
         let shared = Arc::new(Shared::<M>::new(id, self.inner.clone(), self.config.inflight_bytes));
         let applied = machine.applied();
+        shared.applied(applied.index);
         let typed = Typed { applier: Applier::new(machine, Bugs::default()), shared: shared.clone() };
         let (done, answer) = oneshot::channel();
         let ask = Ask::Attach {
@@ -282,12 +267,55 @@ impl Store {
     /// Takes a message of `from`, which the transport has authenticated. One that is not valid or
     /// speaks for another node is refused; when too many wait it is dropped, which Raft survives.
     pub fn deliver(&self, from: NodeId, group: GroupId, message: Bytes) -> Result<(), codec::CodecError> {
+        if codec::is_notice(&message) {
+            let (sender, to, notice) = codec::decode_notice(message)?;
+            if sender != from || to != self.config.node {
+                return Err(codec::CodecError::Invalid("sender or receiver"));
+            }
+            let _ = self.inner.inbox.offer(Ask::Input(Input::Notice { group, from, notice }));
+            return Ok(());
+        }
         let message = codec::decode_message(message)?;
         if message.from != from.0 {
             return Err(codec::CodecError::Invalid("sender"));
         }
+        if message.snapshot.is_some() {
+            return Err(codec::CodecError::Invalid("a snapshot without its pieces"));
+        }
         let _ = self.inner.inbox.offer(Ask::Input(Input::Message { group, message }));
         Ok(())
+    }
+
+    /// Takes the announcement of a snapshot by `from`. Blocks, as the two below do: files are written.
+    pub fn announced(&self, from: NodeId, group: GroupId, message: Bytes) -> Result<Next, Refusal> {
+        let message = codec::decode_message(message).map_err(|_| Refusal::Stale)?;
+        let status = self.inner.member(group).map(|m| m.now());
+        let next = self.inner.receiver.announce(from, group, message, status)?;
+        let _ = self.inner.chores.push(Chore::Look);
+        Ok(next)
+    }
+
+    /// Takes a piece of snapshot `id`, from offset `at` on; how much of it is here then.
+    pub fn piece(
+        &self,
+        group: GroupId,
+        id: u64,
+        at: u64,
+        bytes: &[u8],
+        checksum: u32,
+    ) -> Result<u64, Refusal> {
+        self.inner.receiver.piece(group, id, at, bytes, checksum)
+    }
+
+    /// All pieces of snapshot `id` were taken: verifies it and lets the group have it.
+    pub fn received(&self, group: GroupId, id: u64) -> Result<(), Refusal> {
+        let message = self.inner.receiver.finish(group, id)?;
+        let _ = self.inner.inbox.push(Ask::Input(Input::Message { group, message }));
+        Ok(())
+    }
+
+    pub(crate) fn sending(&self) -> &Pace {
+        &self.inner.sending
     }
 
     /// A message of `group` to `node` was not delivered.
@@ -307,7 +335,13 @@ impl Store {
         self.inner.reason()
     }
 
-    /// Applies and checkpoints what is committed, purges the log, and ends.
+    /// Ends at once, as a crash would, because of `why`: all that wait are told.
+    pub fn stop(&self, why: &str) {
+        self.inner.end(why);
+    }
+
+    /// Hands over what this node leads (for at most an election timeout), applies and checkpoints what is
+    /// committed, purges the log, and ends. Connections to the others should live until this returns.
     pub async fn shutdown(&self) {
         let _ = self.inner.inbox.push(Ask::Shutdown);
         self.ended().await;
@@ -329,20 +363,29 @@ impl Drop for Store {
 
 fn log_loop(
     mut core: Core,
-    inner: &Inner,
+    inner: &Arc<Inner>,
     mut transport: impl Transport,
     tick: Duration,
+    patience: Duration,
 ) -> Result<(), StoreError> {
     let mut asks = Vec::new();
     let mut inputs = Vec::new();
     let mut next_tick = photon_rt::time::now() + tick;
+    // Whose leadership is being handed over before the end, and until when that is waited for.
+    let mut leaving: Option<(Vec<(GroupId, NodeId)>, photon_rt::time::Instant)> = None;
     let mut ending = false;
     loop {
         let now = photon_rt::time::now();
-        let limit = core.needs_ticks().then(|| next_tick.saturating_duration_since(now));
+        let mut limit = core.needs_ticks().then(|| next_tick.saturating_duration_since(now));
+        if let Some((_, until)) = leaving.as_ref().filter(|_| !ending) {
+            let left = until.saturating_duration_since(now);
+            limit = Some(limit.map_or(left, |l| l.min(left)));
+        }
         if !inner.inbox.take(&mut asks, limit) {
             return Ok(());
         }
+        // Before anything of this turn: what leaves in it leaves later.
+        let begun = photon_rt::time::since_boot();
         let mut out = |output: Output| route(inner, &mut transport, output);
         let mut applied = false;
         for ask in asks.drain(..) {
@@ -369,10 +412,13 @@ fn log_loop(
                     }
                     let _ = inner.jobs.push(Job::Detach { id });
                     let _ = done.send(core.remove(id));
+                    snapshot::discard(&*inner.disk, id, u64::MAX);
+                    let _ = inner.chores.push(Chore::Look);
                 }
-                Ask::Shutdown if !ending => {
-                    ending = true;
-                    let _ = inner.jobs.push(Job::Finish);
+                Ask::Shutdown if leaving.is_none() => {
+                    let heirs = core.heirs();
+                    inputs.extend(heirs.iter().map(|(group, to)| Input::Transfer { group: *group, to: *to }));
+                    leaving = Some((heirs, photon_rt::time::now() + patience));
                 }
                 Ask::Shutdown => {}
                 Ask::Applied => applied = true,
@@ -384,17 +430,28 @@ fn log_loop(
             // would start elections before the messages that wait are read.
             next_tick = photon_rt::time::now() + tick;
         }
-        core.turn(inputs.drain(..), &mut out)?;
+        core.turn(begun, inputs.drain(..), &mut out)?;
         inner.backlogged.store(core.is_backlogged(), Ordering::Release);
+        if let Some((heirs, until)) = &mut leaving {
+            heirs.retain(|(group, _)| core.is_orphan(*group));
+            if !ending && (heirs.is_empty() || photon_rt::time::now() >= *until) {
+                ending = true;
+                let _ = inner.jobs.push(Job::Finish);
+            }
+        }
         if applied {
             return Ok(());
         }
     }
 }
 
-fn route(inner: &Inner, transport: &mut impl Transport, output: Output) {
+fn route(inner: &Arc<Inner>, transport: &mut impl Transport, output: Output) {
     match output {
         Output::Send { to, group, message } => transport.send(to, group, message),
+        Output::SendSnapshot { to, group, message, made } => {
+            transport.send_snapshot(Shipment::new(to, group, message, made, inner.clone()));
+        }
+        Output::Dispose { made } => drop(inner.chores.push(Chore::Dispose(made))),
         Output::Failed { group, proposal, error } => {
             if let Some(member) = inner.member(group) {
                 member.failed(proposal, error);
@@ -403,6 +460,11 @@ fn route(inner: &Inner, transport: &mut impl Transport, output: Output) {
         Output::Status { group, status } => {
             if let Some(member) = inner.member(group) {
                 member.status(status);
+            }
+        }
+        Output::Lease { group, until, commit } => {
+            if let Some(member) = inner.member(group) {
+                member.lease(until, commit);
             }
         }
         Output::Members { group, members } => {
@@ -414,82 +476,6 @@ fn route(inner: &Inner, transport: &mut impl Transport, output: Output) {
             let _ = inner.jobs.push(Job::Do(job));
         }
     }
-}
-
-fn apply_loop(inner: &Inner) {
-    let mut machines: BTreeMap<GroupId, Box<dyn Applies>> = BTreeMap::new();
-    let mut jobs = Vec::new();
-    while inner.jobs.take(&mut jobs, None) {
-        for job in jobs.drain(..) {
-            match job {
-                Job::Attach { id, machine } => {
-                    machines.insert(id, machine);
-                }
-                Job::Detach { id } => {
-                    machines.remove(&id);
-                }
-                Job::Do(output) => work(inner, &mut machines, output),
-                Job::Finish => {
-                    let ids: Vec<GroupId> = machines.keys().copied().collect();
-                    for group in ids {
-                        work(inner, &mut machines, Output::Checkpoint { group });
-                    }
-                    return;
-                }
-            }
-        }
-    }
-}
-
-fn work(inner: &Inner, machines: &mut BTreeMap<GroupId, Box<dyn Applies>>, output: Output) {
-    let (group, done) = match output {
-        Output::Apply { group, commands, position, bytes } => {
-            let Some(m) = machines.get_mut(&group) else { return };
-            let done = m.apply(commands, position).map(|position| Input::Applied { group, position, bytes });
-            (group, done)
-        }
-        Output::ReadReady { group, read } => {
-            if let Some(m) = machines.get(&group) {
-                m.read_ready(read);
-            }
-            return;
-        }
-        Output::Restore { group, position } => {
-            let Some(m) = machines.get_mut(&group) else { return };
-            let done = load(&*inner.disk, group, position).and_then(|data| m.restore(position, data));
-            (group, done.map(|()| Input::Restored { group, position }))
-        }
-        Output::Checkpoint { group } => {
-            let Some(m) = machines.get_mut(&group) else { return };
-            (
-                group,
-                m.checkpoint().map(|(position, machine)| Input::Checkpointed { group, position, machine }),
-            )
-        }
-        Output::TakeSnapshot { group } => {
-            let Some(m) = machines.get(&group) else { return };
-            (group, m.snapshot().map(|(position, data)| Input::Snapshot { group, position, data }))
-        }
-        Output::Send { .. } | Output::Failed { .. } | Output::Members { .. } | Output::Status { .. } => {
-            return;
-        }
-    };
-    let input = match done {
-        Ok(input) => input,
-        Err(e) => {
-            tracing::error!(group = group.0, error = %e, "the state machine failed; the group stops here");
-            machines.remove(&group);
-            let why = e.to_string();
-            if let Some(member) = inner.member(group) {
-                member.stopped(&why);
-            }
-            Input::Stop { group, why }
-        }
-    };
-    // How far applying came is news for the log thread only when it holds entries back.
-    let quiet = matches!(input, Input::Applied { .. }) && !inner.backlogged.load(Ordering::Acquire);
-    let _ =
-        if quiet { inner.inbox.push_quietly(Ask::Input(input)) } else { inner.inbox.push(Ask::Input(input)) };
 }
 
 /// For [`Group`]: how a member hears from the threads.
@@ -504,6 +490,14 @@ impl<M: Machine> Member for Shared<M> {
 
     fn members(&self, members: Members) {
         self.set_members(members);
+    }
+
+    fn lease(&self, until: Duration, commit: u64) {
+        self.set_lease(until, commit);
+    }
+
+    fn now(&self) -> GroupStatus {
+        self.status_now()
     }
 
     fn stopped(&self, why: &str) {

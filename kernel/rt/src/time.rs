@@ -10,6 +10,13 @@ pub fn now() -> Instant {
     Instant::now()
 }
 
+/// Time since the machine was started, its sleep included. It never jumps, and a process that was stopped
+/// or a machine that was suspended finds it advanced. (A hypervisor that stops a guest may stop it too.)
+pub fn since_boot() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(t.tv_sec.unsigned_abs(), t.tv_nsec.unsigned_abs() as u32)
+}
+
 /// Wall-clock now. May jump; never use it to measure.
 pub fn wall() -> Timestamp {
     let d = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();

@@ -324,15 +324,13 @@ async fn serve(global: &Global, args: ServeArgs) -> Result<()> {
     let ended = tokio::select! {
         _ = term.recv() => None,
         _ = int.recv() => None,
-        why = store.ended() => Some(why),
+        why = store.failed() => Some(why),
     };
     tasks.shutdown().await;
     store.shutdown().await;
     match ended {
         None => Ok(()),
-        Some(why) => Err(Error::internal("the store stopped")
-            .why(why)
-            .hint("nothing acknowledged is lost; see to the disk and start it again")),
+        Some(why) => Err(why),
     }
 }
 

@@ -98,9 +98,14 @@ impl Coordinator {
     }
 
     /// Why the store ended, when it does by itself; a foreign one only stops to answer.
-    pub async fn ended(&self) -> String {
+    pub async fn failed(&self) -> Error {
         match self {
-            Coordinator::Own(c) => c.ended().await,
+            Coordinator::Own(c) => match c.failed().await {
+                e if e.code == Code::Conflict => {
+                    e.hint("to use the machine again: photon join, with an empty data folder")
+                }
+                e => e,
+            },
             Coordinator::Foreign { .. } => std::future::pending().await,
         }
     }

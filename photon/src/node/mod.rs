@@ -193,10 +193,7 @@ impl Node {
 
     /// Ends only when this node can't go on: its log or state failed, and going on could lose what was promised.
     pub async fn failed(&self) -> photon_base::Error {
-        let why = self.coordinator.ended().await;
-        photon_base::Error::internal("the cluster store stopped")
-            .why(why)
-            .hint("nothing acknowledged is lost; see to the disk, then: photon up")
+        self.coordinator.failed().await
     }
 
     /// Stops everything. VMs run on.

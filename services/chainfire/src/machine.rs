@@ -14,7 +14,7 @@ use photon_kv::{
     Direction,
     engine::{self, Engine, EngineError, KeyRange, View},
 };
-use photon_raft::{Machine, MachineError, Position};
+use photon_raft::{Machine, MachineError, Position, snapshot::Chunks};
 use prost::Message;
 use std::sync::{
     Arc, Mutex, PoisonError, RwLock,
@@ -200,9 +200,7 @@ impl Machine for StateMachine {
         Ok(at)
     }
 
-    fn snapshot(
-        &self,
-    ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError> {
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
         let view = self.shared.published().view.clone();
         Ok((self.applied(), Box::new(dump(view))))
     }

@@ -56,6 +56,9 @@ pub struct ChainFireConfig {
     pub engine: FjallOptions,
     /// Bytes of the disk to keep free: below, writes are refused. None: some part of it; 0: not watched.
     pub reserve: Option<u64>,
+    /// Whether the leader answers reads without asking the others while nobody else can lead: right as long as
+    /// no two members' clocks differ in speed by more than 10 % (docs/decisions/0004-clusters.md).
+    pub lease_reads: bool,
     /// Other members; none for a cluster that is and stays of one.
     pub peering: Option<Peering>,
 }
@@ -74,6 +77,7 @@ impl ChainFireConfig {
             watch_ring: 32 << 20,
             engine: FjallOptions::default(),
             reserve: None,
+            lease_reads: true,
             peering: None,
         }
     }
@@ -199,6 +203,7 @@ impl ChainFire {
         let (beat, beats) = mpsc::channel(BEATS_MAX);
         let transport = peers.clone();
         let mut raft = StoreConfig::new(node);
+        raft.lease_reads = config.lease_reads;
         raft.tick = config.election / raft.core.election_ticks.max(1) as u32;
         let log = photon_rt::task::blocking(move || match transport {
             Some(p) => Store::open(raft, disk, p.transport()),
@@ -242,10 +247,12 @@ impl ChainFire {
         Ok(me)
     }
 
-    /// Stops workers and the log. Nothing acknowledged is lost by not calling this.
+    /// Hands over leadership, then stops the log and the workers. Nothing acknowledged is lost by not calling
+    /// this.
     pub async fn shutdown(&self) {
-        self.inner.tasks.shutdown().await;
+        // In this order: the connections to the other members are tasks, too.
         self.inner.log.shutdown().await;
+        self.inner.tasks.shutdown().await;
     }
 
     /// Resolves when the log has ended, by [`ChainFire::shutdown`] or because the disk failed, or when the
@@ -259,6 +266,22 @@ impl ChainFire {
                 why.unwrap_or_default()
             }
         }
+    }
+
+    /// As [`ChainFire::ended`], for whoever started it: what happened, and what can be done.
+    pub async fn failed(&self) -> photon_base::Error {
+        let why = self.ended().await;
+        if self.raft().removed {
+            return photon_base::Error::new(
+                photon_base::Code::Conflict,
+                "this member was removed from its cluster",
+            )
+            .why(why)
+            .hint("to use the machine again, run etcdctl member add and start it with an empty data folder");
+        }
+        photon_base::Error::internal("the cluster store stopped")
+            .why(why)
+            .hint("nothing acknowledged is lost; see to the disk and start it again")
     }
 
     /// The revision of the newest write applied here.

@@ -1,9 +1,10 @@
 //! What is sent between nodes.
 
 use super::{
-    CodecError, MAX_CONTEXT_BYTES, MAX_ENTRIES, MAX_SNAPSHOT_BYTES, Reader, put_bytes, put_u64,
+    CodecError, MAX_CONTEXT_BYTES, MAX_ENTRIES, Reader, put_bytes, put_u64,
     value::{encode_conf_state, encode_entry_body, read_conf_state, read_entry},
 };
+use crate::snapshot::Descriptor;
 use bytes::Bytes;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata};
 
@@ -60,9 +61,6 @@ pub fn encode_message(out: &mut Vec<u8>, m: &Message) -> Result<(), CodecError> 
     match m.snapshot.as_ref() {
         None => out.push(0),
         Some(s) => {
-            if s.data.len() > MAX_SNAPSHOT_BYTES {
-                return Err(CodecError::Limit("snapshot"));
-            }
             out.push(1);
             put_u64(out, s.get_metadata().index);
             put_u64(out, s.get_metadata().term);
@@ -71,11 +69,6 @@ pub fn encode_message(out: &mut Vec<u8>, m: &Message) -> Result<(), CodecError> 
         }
     }
     Ok(())
-}
-
-/// True for an encoded message that carries a snapshot.
-pub fn is_snapshot(encoded: &[u8]) -> bool {
-    encoded.get(1) == Some(&5)
 }
 
 /// The message in `input`, which it must fill.
@@ -111,7 +104,7 @@ pub fn decode_message(input: Bytes) -> Result<Message, CodecError> {
         meta.index = r.u64()?;
         meta.term = r.u64()?;
         meta.set_conf_state(read_conf_state(&mut r)?);
-        s.data = r.bytes(MAX_SNAPSHOT_BYTES, "snapshot")?;
+        s.data = r.bytes(Descriptor::BYTES, "snapshot")?;
         m.set_snapshot(s);
     }
     r.end()?;
@@ -152,7 +145,10 @@ fn check(m: &Message) -> Result<(), CodecError> {
     match (m.get_msg_type(), m.snapshot.as_ref()) {
         (MessageType::MsgSnapshot, Some(s)) if s.get_metadata().index > 0 => {
             let cs = s.get_metadata().get_conf_state();
-            if cs.voters.is_empty() { Err(CodecError::Invalid("snapshot members")) } else { Ok(()) }
+            match Descriptor::decode(&s.data) {
+                Some(_) if !cs.voters.is_empty() => Ok(()),
+                _ => Err(CodecError::Invalid("snapshot members or descriptor")),
+            }
         }
         (MessageType::MsgSnapshot, _) | (_, Some(_)) => Err(CodecError::Invalid("snapshot")),
         _ => Ok(()),

@@ -7,9 +7,11 @@
 //! panic on (gaps between entries, a read request without a context).
 
 mod message;
+mod notice;
 mod value;
 
-pub use message::{decode_message, encode_message, is_snapshot};
+pub use message::{decode_message, encode_message};
+pub use notice::{Notice, decode_notice, encode_notice, is_notice};
 pub use value::{
     decode_conf_state, decode_entry_body, decode_hard_state, encode_conf_state, encode_entry_body,
     encode_hard_state,
@@ -42,8 +44,6 @@ pub const MAX_ENTRIES: usize = 1 << 16;
 pub const MAX_MEMBERS: usize = 1 << 10;
 /// Longest context of an entry or message.
 pub const MAX_CONTEXT_BYTES: usize = 1 << 12;
-/// Most data one snapshot may carry while snapshots travel in one message.
-pub const MAX_SNAPSHOT_BYTES: usize = 1 << 30;
 
 pub(crate) fn put_u64(out: &mut Vec<u8>, mut v: u64) {
     while v >= 0x80 {

@@ -20,7 +20,7 @@ fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
 fn message() -> impl Strategy<Value = Message> {
     let head = (1u64.., 1u64.., any::<[u64; 6]>(), any::<bool>(), any::<i64>(), bytes(20));
     let entries = prop::collection::vec((0u64..3, bytes(40), bytes(8)), 0..6);
-    (0usize..13, head, entries, conf_state(), bytes(200), 1u64..u64::MAX / 2).prop_map(
+    (0usize..13, head, entries, conf_state(), any::<[u8; 24]>(), 1u64..u64::MAX / 2).prop_map(
         |(kind, (to, from, n, reject, priority, context), entries, conf, data, index)| {
             let mut m = Message { to, from, reject, priority, context, ..Message::default() };
             [m.commit, m.commit_term, m.request_snapshot, m.reject_hint, m.log_term, m.term] = n;
@@ -53,11 +53,10 @@ fn message() -> impl Strategy<Value = Message> {
                     }
                 }
                 MessageType::MsgReadIndex | MessageType::MsgReadIndexResp => {
-                    m.mut_entries()
-                        .push(Entry { data: data.slice(..data.len().min(30)), ..Entry::default() });
+                    m.mut_entries().push(Entry { data: Bytes::copy_from_slice(&data), ..Entry::default() });
                 }
                 MessageType::MsgSnapshot => {
-                    let mut s = Snapshot { data, ..Snapshot::default() };
+                    let mut s = Snapshot { data: Bytes::copy_from_slice(&data), ..Snapshot::default() };
                     s.mut_metadata().index = index;
                     s.mut_metadata().term = 5;
                     s.mut_metadata().set_conf_state(conf);
@@ -89,6 +88,18 @@ proptest! {
         let _ = decode_message(Bytes::from(out.clone()));
         out.push(0);
         let _ = decode_message(Bytes::from(out));
+    }
+
+    #[test]
+    fn notices_round_trip(from: u64, to: u64, index: u64, ask: bool, junk in prop::collection::vec(any::<u8>(), 0..40)) {
+        let notice = if ask { Notice::Ask { commit: index } } else { Notice::Removed { as_of: index } };
+        let (from, to) = (crate::NodeId(from), crate::NodeId(to));
+        let bytes = encode_notice(from, to, notice);
+        prop_assert!(is_notice(&bytes));
+        prop_assert_eq!(decode_notice(bytes.clone()), Ok((from, to, notice)));
+        prop_assert!(decode_message(bytes.clone()).is_err());
+        prop_assert!(decode_notice(bytes.slice(..bytes.len() - 1)).is_err());
+        let _ = decode_notice(junk.into());
     }
 
     #[test]

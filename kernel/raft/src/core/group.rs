@@ -3,8 +3,10 @@
 
 use super::{
     Committed, CoreConfig, GroupStatus, Output, Role,
+    carry::Carrying,
     forward::Origin,
-    rebuild, snapshot,
+    lease::Lease,
+    rebuild,
     storage::{GroupStorage, SharedLog, SnapshotSlot},
 };
 use crate::{
@@ -12,10 +14,12 @@ use crate::{
     bug::{Bug, Bugs},
     codec,
     log::Log,
+    snapshot,
 };
 use bytes::Bytes;
+use photon_rt::time::Duration;
 use raft::{
-    Config, RawNode, ReadOnlyOption, ReadState, SnapshotStatus, StateRole,
+    Config, RawNode, ReadOnlyOption, ReadState, StateRole,
     eraftpb::{Entry, EntryType, Message, MessageType},
 };
 use std::{
@@ -68,9 +72,12 @@ pub(super) struct Group {
     pins: bool,
     /// The state machine holds nothing and waits for the state of others.
     pub(super) rebuild: bool,
-    snapshot_asked: bool,
-    /// Peers to whom a snapshot is under way, since when.
-    snapshots_sent: BTreeMap<u64, u64>,
+    /// Snapshots being made, carried and installed.
+    pub(super) carrying: Carrying,
+    pub(super) lease: Lease,
+    /// See `removed`, and when it last asked.
+    pub(super) removed: bool,
+    pub(super) asked: u64,
     told: GroupStatus,
     pub(super) members: Members,
     /// Entry that made them so.
@@ -90,7 +97,7 @@ impl Group {
         let (start, last) = (log.start(id)?, log.last_index(id)?);
         let (_, conf) = log.state(id)?;
         let members_index = log.members_index(id)?;
-        let (mut from, mut rebuild) = (machine, false);
+        let (mut from, mut rebuild, mut restoring) = (machine, false, None);
         if machine.index < log.floor(id)? && !snapshot::exists(&**log.disk(), id, start) {
             if !rebuild::can_wait(machine, &conf, config.node.0) {
                 return Err(StoreError::Damaged(format!(
@@ -102,7 +109,7 @@ impl Group {
             (from, rebuild) = (start, true);
         } else if machine.index < log.floor(id)? {
             out(Output::Restore { group: id, position: start });
-            from = start;
+            (from, restoring) = (start, Some(start.index));
         } else if machine.index < start.index {
             // What lies between were no commands.
             from = start;
@@ -168,12 +175,15 @@ impl Group {
             checkpoint_asked: false,
             pins: false,
             rebuild,
-            snapshot_asked: false,
-            snapshots_sent: BTreeMap::new(),
+            carrying: Carrying::new(restoring),
+            lease: Lease::default(),
+            removed: false,
+            asked: 0,
             told: GroupStatus::default(),
             members: Members::of(&conf),
             members_index,
         };
+        group.look_removed();
         group.tell_members(out);
         group.lead_if_single()?;
         Ok(group)
@@ -218,6 +228,14 @@ impl Group {
         Some(self.raft.raft.leader_id).filter(|id| *id != 0).map(NodeId)
     }
 
+    /// On the leader: the other voter that is there and lacks least.
+    pub(super) fn heir(&self) -> Option<NodeId> {
+        let r = &self.raft.raft;
+        let others = r.prs().iter().filter(|(id, _)| self.members.voters.contains(&NodeId(**id)));
+        let others = others.filter(|(id, _)| **id != self.me && r.state == StateRole::Leader);
+        others.max_by_key(|(_, p)| (p.recent_active, p.matched)).map(|(id, _)| NodeId(*id))
+    }
+
     pub(super) fn status(&self) -> GroupStatus {
         let r = &self.raft.raft;
         GroupStatus {
@@ -233,6 +251,7 @@ impl Group {
             applied: self.applied,
             last_index: r.raft_log.last_index(),
             start: self.raft.store().log.lock().start(self.id).unwrap_or_default(),
+            removed: self.removed,
         }
     }
 
@@ -257,7 +276,10 @@ impl Group {
             .below(config.election_ticks as u64);
             self.raft.raft.set_randomized_election_timeout(config.election_ticks + mix as usize);
             self.ask_for_state();
-            self.raft.tick();
+            if !self.removed {
+                self.raft.tick();
+            }
+            self.ask_around(tick, config, out);
             self.tell_progress(out);
             if let Err(e) = self.lead_if_single() {
                 tracing::warn!(group = self.id.0, error = %e, "cannot campaign yet");
@@ -276,34 +298,30 @@ impl Group {
                 out(Output::Failed { group: self.id, proposal: read, error });
             }
         }
-        let timeout = 4 * config.election_ticks as u64;
-        let prs = self.raft.raft.prs();
-        self.snapshots_sent
-            .retain(|to, _| prs.get(*to).is_some_and(|p| p.state == raft::ProgressState::Snapshot));
-        let late: Vec<u64> = self
-            .snapshots_sent
-            .iter()
-            .filter(|(_, since)| tick - **since > timeout)
-            .map(|(to, _)| *to)
-            .collect();
-        for to in late {
-            // Lost on the way: otherwise the leader would wait for ever.
-            self.snapshots_sent.remove(&to);
-            self.raft.report_snapshot(to, SnapshotStatus::Failure);
-        }
-        let mut slot = self.raft.store().slot();
-        if slot.ready.is_some() && self.snapshots_sent.is_empty() && tick.saturating_sub(slot.used) > timeout
-        {
-            slot.ready = None;
-        }
+        self.expire_snapshot(tick, 4 * config.election_ticks as u64);
     }
 
-    pub(super) fn on_message(&mut self, message: Message, bugs: Bugs) {
-        if message.to != self.me || self.declines(&message) {
+    pub(super) fn on_message(
+        &mut self,
+        mut message: Message,
+        now: Duration,
+        tick: u64,
+        config: &CoreConfig,
+        bugs: Bugs,
+        out: &mut dyn FnMut(Output),
+    ) {
+        if message.to != self.me
+            || self.declines(&message)
+            || !self.admit(&mut message, now, tick, config, bugs, out)
+        {
             return;
         }
         if message.get_msg_type() == MessageType::MsgPropose {
             self.on_forwarded(message, bugs);
+            return;
+        }
+        if message.get_msg_type() == MessageType::MsgSnapshot {
+            self.step_snapshot(message);
             return;
         }
         // An error says that the message is of no use now (an unknown sender, no leader): as if lost.
@@ -423,30 +441,10 @@ impl Group {
             index = index.saturating_sub(config.retain_entries);
         }
         let storage = self.raft.store();
-        if let Some(s) = &storage.slot().ready {
-            // Whoever installs this snapshot goes on from there.
-            index = index.min(s.get_metadata().index);
-        }
+        // Whoever installs a snapshot goes on from there.
+        index = index.min(self.carrying.floor(&storage.slot()));
         let start = storage.log.lock().start(self.id).ok()?;
         (index > start.index).then_some(index)
-    }
-
-    pub(super) fn on_snapshot(
-        &mut self,
-        position: Position,
-        data: Bytes,
-        tick: u64,
-    ) -> Result<(), StoreError> {
-        self.snapshot_asked = false;
-        if position.index == 0 {
-            return Ok(());
-        }
-        if position.index < self.members_index {
-            // Its members are no longer known; the next one will have those of now.
-            self.raft.store().slot().wanted = true;
-            return Ok(());
-        }
-        self.raft.store().offer(position, data, tick)
     }
 
     pub(super) fn transfer(&mut self, to: NodeId) {
@@ -463,9 +461,12 @@ impl Group {
         // campaigns, and those before the snapshot are gone.
         self.raft.advance_apply_to(at.index);
         self.rebuild = false;
+        self.carrying.restoring = Some(at.index);
         (self.handed, self.committed) = (at.index, self.committed.max(at.index));
         self.members = Members::of(&self.raft.raft.prs().conf().to_conf_state());
         self.members_index = at.index;
+        self.forget_answers();
+        self.look_removed();
         self.tell_members(out);
         while self.waiting.front().is_some_and(|w| w.at.index <= at.index) {
             let w = self.waiting.pop_front().expect("checked");
@@ -478,15 +479,17 @@ impl Group {
     pub(super) fn send(
         &mut self,
         messages: Vec<Message>,
+        now: Duration,
         tick: u64,
         bugs: Bugs,
         out: &mut dyn FnMut(Output),
     ) {
         for mut m in messages {
             if m.get_msg_type() == MessageType::MsgSnapshot {
-                self.snapshots_sent.insert(m.to, tick);
-                self.raft.store().slot().used = tick;
+                self.carry(&m, tick, out);
+                continue;
             }
+            self.stamp(&mut m, now, bugs, out);
             if bugs.on(Bug::CodecLosesReject) {
                 m.reject = false;
             }
@@ -594,11 +597,7 @@ impl Group {
 
     /// Asks for what the log needs from the state machine.
     pub(super) fn ask(&mut self, log: &Log, config: &CoreConfig, out: &mut dyn FnMut(Output)) {
-        let wanted = std::mem::take(&mut self.raft.store().slot().wanted);
-        if wanted && !self.snapshot_asked {
-            self.snapshot_asked = true;
-            out(Output::TakeSnapshot { group: self.id });
-        }
+        self.ask_snapshot(out);
         let written = log.written(self.id);
         if !self.checkpoint_asked && written - self.written_at_checkpoint > config.checkpoint_bytes {
             self.checkpoint_asked = true;

@@ -1,8 +1,14 @@
 //! What goes into the driver and what comes out.
 
-use crate::{Change, Command, GroupId, Members, NodeId, Position, ProposeError};
+use crate::{
+    Change, Command, GroupId, Members, NodeId, Position, ProposeError,
+    codec::Notice,
+    snapshot::{Made, Outcome},
+};
 use bytes::Bytes;
+use photon_rt::time::Duration;
 use raft::eraftpb::Message;
+use std::sync::Arc;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -15,6 +21,15 @@ pub enum Input {
         group: GroupId,
         /// What it says.
         message: Message,
+    },
+    /// A peer's question or answer, beside Raft.
+    Notice {
+        /// Its group.
+        group: GroupId,
+        /// Who.
+        from: NodeId,
+        /// What it says.
+        notice: Notice,
     },
     /// A command to replicate.
     Propose {
@@ -50,14 +65,30 @@ pub enum Input {
         /// The machine's own position, which does not move over entries without a command.
         machine: Position,
     },
-    /// The snapshot that was asked for.
+    /// A snapshot that was asked for is begun: until it is made, the log goes back to its position.
+    SnapshotBegun {
+        /// Whose.
+        group: GroupId,
+        /// What it will reflect.
+        position: Position,
+    },
+    /// The snapshot that was asked for; none when it could not be made.
     Snapshot {
         /// Whose.
         group: GroupId,
-        /// What it reflects.
-        position: Position,
-        /// Its chunks, joined.
-        data: Bytes,
+        /// The file.
+        made: Option<Arc<Made>>,
+    },
+    /// Carrying a snapshot has ended.
+    SnapshotSent {
+        /// Whose.
+        group: GroupId,
+        /// To whom.
+        to: NodeId,
+        /// Which.
+        id: u64,
+        /// How.
+        outcome: Outcome,
     },
     /// A received snapshot is installed.
     Restored {
@@ -103,11 +134,14 @@ impl Input {
         match self {
             Input::Tick => None,
             Input::Message { group, .. }
+            | Input::Notice { group, .. }
             | Input::Propose { group, .. }
             | Input::Read { group, .. }
             | Input::Applied { group, .. }
             | Input::Checkpointed { group, .. }
+            | Input::SnapshotBegun { group, .. }
             | Input::Snapshot { group, .. }
+            | Input::SnapshotSent { group, .. }
             | Input::Restored { group, .. }
             | Input::Change { group, .. }
             | Input::Transfer { group, .. }
@@ -150,7 +184,23 @@ pub enum Output {
         /// To be given back in [`Input::Applied`].
         bytes: usize,
     },
-    /// Replace the state by the saved snapshot ([`crate::core`] `load`).
+    /// Carry a snapshot to a peer, and say how that ended.
+    SendSnapshot {
+        /// The peer.
+        to: NodeId,
+        /// Its group.
+        group: GroupId,
+        /// The encoded message that announces it.
+        message: Bytes,
+        /// The file.
+        made: Arc<Made>,
+    },
+    /// Let go of a snapshot: if nobody sends it any more, its file goes, which may take a while.
+    Dispose {
+        /// The file.
+        made: Arc<Made>,
+    },
+    /// Replace the state by the received snapshot (`snapshot::load`).
     Restore {
         /// Where.
         group: GroupId,
@@ -169,7 +219,7 @@ pub enum Output {
         /// Whose.
         group: GroupId,
     },
-    /// Make a snapshot and report it.
+    /// Begin a snapshot, report that, make it beside everything else, and report it.
     TakeSnapshot {
         /// Whose.
         group: GroupId,
@@ -182,6 +232,16 @@ pub enum Output {
         proposal: u64,
         /// Why.
         error: ProposeError,
+    },
+    /// Until `until` on the clock given to the driver nobody else can lead: who finds the clock before that,
+    /// after it has read this, may read a machine that has applied up to `commit`. Replaces the one before.
+    Lease {
+        /// Of which group.
+        group: GroupId,
+        /// Zero when there is no lease.
+        until: Duration,
+        /// What this node knows to be committed.
+        commit: u64,
     },
     /// The members changed, or how far the others have come.
     Members {
@@ -230,4 +290,6 @@ pub struct GroupStatus {
     pub last_index: u64,
     /// Position before the first entry of the log.
     pub start: Position,
+    /// This node was a member and is none any more.
+    pub removed: bool,
 }

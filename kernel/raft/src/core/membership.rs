@@ -79,8 +79,10 @@ impl Group {
                         log.commit()?;
                     }
                     (self.members, self.members_index) = (Members::of(&conf), e.index);
+                    self.forget_answers();
                     // It does not tell whoever is new that it is a member.
-                    self.raft.store().slot().ready = None;
+                    self.raft.store().slot().clear();
+                    self.look_removed();
                     self.tell_members(out);
                 }
                 // The same everywhere, as everybody had the same members: it changes nothing.

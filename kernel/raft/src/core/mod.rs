@@ -6,25 +6,30 @@
 //! votes, acknowledgements and committed entries leave. Nothing is handed to a state machine before
 //! it is committed and durable here, so a machine is never ahead of its log.
 
+mod carry;
 mod forward;
 mod group;
 mod input;
+mod lease;
+#[cfg(test)]
+mod lease_tests;
 mod membership;
 mod rebuild;
-mod snapshot;
+mod removed;
 mod storage;
 #[cfg(test)]
 mod tests;
 
 pub use input::{Committed, GroupStatus, Input, Output, Role};
-pub(crate) use snapshot::{join, load, split};
 
 use crate::{
     GroupId, Members, NodeId, Position, ProposeError, StoreError,
     bug::{Bug, Bugs},
     log::Log,
+    snapshot,
 };
 use group::Group;
+use photon_rt::time::Duration;
 use raft::eraftpb::{ConfState, HardState, Snapshot};
 use std::collections::{BTreeMap, BTreeSet};
 use storage::SharedLog;
@@ -51,6 +56,9 @@ pub struct CoreConfig {
     pub retain_entries: u64,
     /// Ticks after which a waiting proposal or read fails.
     pub wait_ticks: u64,
+    /// How long a lease lasts from the sending that a quorum answered (see `lease`); zero for none. It must be
+    /// shorter than `election_ticks - 1` ticks on the fastest clock of any member, measured on the slowest.
+    pub lease: Duration,
 }
 
 impl CoreConfig {
@@ -66,6 +74,7 @@ impl CoreConfig {
             checkpoint_bytes: 64 << 20,
             retain_entries: 10_000,
             wait_ticks: 100,
+            lease: Duration::ZERO,
         }
     }
 }
@@ -78,6 +87,8 @@ pub struct Core {
     /// Groups touched in this turn.
     dirty: BTreeSet<GroupId>,
     tick: u64,
+    /// This node's clock at the begin of the turn.
+    now: Duration,
     /// Segments when it was last looked which groups hold back old ones.
     segments_seen: usize,
     /// Distinguishes this run of the node in read contexts.
@@ -98,6 +109,7 @@ impl Core {
             groups: BTreeMap::new(),
             dirty: BTreeSet::new(),
             tick: 0,
+            now: Duration::ZERO,
             segments_seen: 1,
             incarnation: photon_rt::entropy::u64(),
             bugs,
@@ -117,7 +129,8 @@ impl Core {
         if self.groups.contains_key(&id) {
             return Err(StoreError::Invalid(format!("{id} is attached already")));
         }
-        if !self.log.lock().has(id) {
+        let fresh = !self.log.lock().has(id);
+        if fresh {
             if members.iter().any(|m| m.0 == 0) {
                 return Err(StoreError::Invalid(format!("{id} has a member 0, which is none")));
             }
@@ -139,7 +152,9 @@ impl Core {
             log.reset(id, start, 0, &conf, &hard);
             log.commit()?;
         }
-        let group = Group::open(&self.config, &self.log, id, applied, self.incarnation, out)?;
+        let mut group = Group::open(&self.config, &self.log, id, applied, self.incarnation, out)?;
+        // It may have heard of a leader just before it ended.
+        group.lease.heard = Some(self.tick).filter(|_| !fresh && !self.bugs.on(Bug::RestartedVotesAtOnce));
         self.groups.insert(id, group);
         self.dirty.insert(id);
         self.settle(out)
@@ -172,6 +187,16 @@ impl Core {
         self.groups.keys().copied()
     }
 
+    /// Groups that this node leads and another could, and who comes closest to it.
+    pub fn heirs(&self) -> Vec<(GroupId, NodeId)> {
+        self.groups.iter().filter_map(|(id, g)| Some((*id, g.heir()?))).collect()
+    }
+
+    /// True while it is not known that another node leads the group.
+    pub fn is_orphan(&self, id: GroupId) -> bool {
+        self.groups.get(&id).is_some_and(|g| g.leader().is_none_or(|l| l == self.config.node))
+    }
+
     /// State of a group.
     pub fn status(&self, id: GroupId) -> Option<GroupStatus> {
         self.groups.get(&id).map(Group::status)
@@ -187,14 +212,16 @@ impl Core {
         f(&self.log.lock())
     }
 
-    /// One turn. An error means that the log has stopped: nothing may be done with this value any
+    /// One turn, at `now` on a clock that counts on while this node is stopped. An error means that the log has stopped: nothing may be done with this value any
     /// more, and nothing unanswered is known to be done or not.
     pub fn turn(
         &mut self,
+        now: Duration,
         inputs: impl IntoIterator<Item = Input>,
         out: &mut dyn FnMut(Output),
     ) -> Result<(), StoreError> {
         self.log.lock().check()?;
+        self.now = now;
         for input in inputs {
             self.take(input, out)?;
         }
@@ -224,7 +251,10 @@ impl Core {
         self.dirty.insert(id);
         match input {
             Input::Tick => {}
-            Input::Message { message, .. } => g.on_message(message, self.bugs),
+            Input::Message { message, .. } => {
+                g.on_message(message, self.now, self.tick, &self.config, self.bugs, out);
+            }
+            Input::Notice { from, notice, .. } => g.on_notice(from, notice, out),
             Input::Propose { proposal, data, .. } => g.queue(proposal, data),
             Input::Read { read, .. } => g.on_read(read, self.tick),
             Input::Applied { position, bytes, .. } => {
@@ -238,8 +268,11 @@ impl Core {
                     self.log.lock().purge(id, index, machine.index)?;
                 }
             }
-            Input::Snapshot { position, data, .. } => g.on_snapshot(position, data, self.tick)?,
+            Input::SnapshotBegun { position, .. } => g.on_snapshot_begun(position),
+            Input::Snapshot { made, .. } => g.on_snapshot(made, self.tick)?,
+            Input::SnapshotSent { to, id, outcome, .. } => g.on_sent(to, id, outcome, self.tick),
             Input::Restored { position, .. } => {
+                g.on_restored(position);
                 let log = self.log.lock();
                 snapshot::discard(&**log.disk(), id, position.index);
             }
@@ -270,10 +303,11 @@ impl Core {
                     continue;
                 }
                 let mut ready = g.raft.ready();
-                g.send(ready.take_messages(), self.tick, self.bugs, out);
+                g.tell_lease(&self.config, self.bugs, out);
+                g.send(ready.take_messages(), self.now, self.tick, self.bugs, out);
                 let held = ready.take_persisted_messages();
                 let held = if self.bugs.on(Bug::SendBeforeSync) {
-                    g.send(held, self.tick, self.bugs, out);
+                    g.send(held, self.now, self.tick, self.bugs, out);
                     Vec::new()
                 } else {
                     held
@@ -308,8 +342,9 @@ impl Core {
                 if let Some(at) = installed {
                     g.installed(at, out);
                 }
-                g.send(held, self.tick, self.bugs, out);
-                g.send(light.take_messages(), self.tick, self.bugs, out);
+                g.tell_lease(&self.config, self.bugs, out);
+                g.send(held, self.now, self.tick, self.bugs, out);
+                g.send(light.take_messages(), self.now, self.tick, self.bugs, out);
                 let committed = light.take_committed_entries();
                 g.hand_over(&self.log, committed, &self.config, self.bugs, out)?;
             }
@@ -325,6 +360,7 @@ impl Core {
             g.hand_over(&self.log, Vec::new(), &self.config, self.bugs, out)?;
             g.ask(&self.log.lock(), &self.config, out);
             g.tell_status(out);
+            g.tell_lease(&self.config, self.bugs, out);
         }
         self.free_segments(out);
         Ok(())
@@ -349,7 +385,7 @@ impl Core {
         }
     }
 
-    /// Puts a received snapshot on disk and the log behind it.
+    /// Lets the log begin behind a received snapshot, whose file is durable.
     fn install(
         log: &mut Log,
         id: GroupId,
@@ -361,7 +397,6 @@ impl Core {
             return Ok(None);
         }
         let at = Position { index: meta.index, term: meta.term };
-        snapshot::save(&**log.disk(), id, at, &snapshot.data)?;
         let mut hard = hs.cloned().map_or_else(|| log.state(id).map(|(h, _)| h), Ok)?;
         hard.commit = hard.commit.max(at.index);
         log.reset(id, at, at.index, meta.get_conf_state(), &hard);

@@ -1,7 +1,6 @@
 //! The log as the `raft` crate wants to see it.
 
-use crate::{GroupId, Position, StoreError, log::Log};
-use bytes::Bytes;
+use crate::{GroupId, StoreError, log::Log, snapshot::Made};
 use raft::{
     GetEntriesContext, RaftState, Storage, StorageError,
     eraftpb::{Entry, Snapshot},
@@ -25,11 +24,20 @@ impl SharedLog {
 /// A snapshot on its way to followers that lag behind the log.
 #[derive(Default)]
 pub(super) struct SnapshotSlot {
-    pub(super) ready: Option<Snapshot>,
+    pub(super) ready: Option<(Snapshot, Arc<Made>)>,
     /// A follower needs one that is not there yet.
     pub(super) wanted: bool,
     /// Tick at which `ready` was last used or made.
     pub(super) used: u64,
+    /// Offered no more. Removing a large file takes long, so that is done elsewhere.
+    pub(super) old: Vec<Arc<Made>>,
+}
+
+impl SnapshotSlot {
+    /// Offers nothing more.
+    pub(super) fn clear(&mut self) {
+        self.old.extend(self.ready.take().map(|(_, made)| made));
+    }
 }
 
 /// One group's view of the log.
@@ -47,14 +55,16 @@ impl GroupStorage {
     }
 
     /// Offers a snapshot to those who lag.
-    pub(super) fn offer(&self, at: Position, data: Bytes, tick: u64) -> Result<(), StoreError> {
+    pub(super) fn offer(&self, made: Arc<Made>, tick: u64) -> Result<(), StoreError> {
         let (_, conf) = self.log.lock().state(self.group)?;
-        let mut s = Snapshot { data, ..Snapshot::default() };
+        let mut s = Snapshot { data: made.descriptor().encode(), ..Snapshot::default() };
         let meta = s.mut_metadata();
-        meta.index = at.index;
-        meta.term = at.term;
+        meta.index = made.at().index;
+        meta.term = made.at().term;
         meta.set_conf_state(conf);
-        *self.slot() = SnapshotSlot { ready: Some(s), wanted: false, used: tick };
+        let mut slot = self.slot();
+        slot.clear();
+        (slot.ready, slot.wanted, slot.used) = (Some((s, made)), false, tick);
         Ok(())
     }
 }
@@ -65,9 +75,13 @@ fn other(e: StoreError) -> raft::Error {
 
 impl Storage for GroupStorage {
     fn initial_state(&self) -> raft::Result<RaftState> {
-        let (mut hard_state, conf_state) = self.log.lock().state(self.group).map_err(other)?;
-        // What was applied was committed, even if the commit index was not written since.
-        hard_state.commit = hard_state.commit.max(self.applied);
+        let log = self.log.lock();
+        let (mut hard_state, conf_state) = log.state(self.group).map_err(other)?;
+        // What was applied was committed, even if the commit index was not written since; and so was what
+        // made the members. A leader that did not know could need a member's answer to commit it, whom it
+        // would have to send a snapshot with these members first.
+        let members = log.members_index(self.group).map_err(other)?;
+        hard_state.commit = hard_state.commit.max(self.applied).max(members);
         Ok(RaftState { hard_state, conf_state })
     }
 
@@ -109,7 +123,7 @@ impl Storage for GroupStorage {
         let start = self.log.lock().start(self.group).map_err(other)?;
         let mut slot = self.slot();
         match &slot.ready {
-            Some(s) if s.get_metadata().index >= request_index.max(start.index) => Ok(s.clone()),
+            Some((s, _)) if s.get_metadata().index >= request_index.max(start.index) => Ok(s.clone()),
             _ => {
                 // It is made beside the loop; the next heartbeat's answer asks again.
                 slot.wanted = true;

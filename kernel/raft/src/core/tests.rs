@@ -1,7 +1,8 @@
 use super::*;
-use crate::log::LogConfig;
+use crate::{Change, codec, log::LogConfig};
 use bytes::Bytes;
-use photon_rt::disk::SimDisk;
+use photon_rt::{disk::SimDisk, time::Duration};
+use raft::eraftpb::{Message, MessageType};
 use std::sync::Arc;
 
 const ME: NodeId = NodeId(1);
@@ -13,7 +14,7 @@ fn core(disk: &SimDisk, config: CoreConfig) -> Core {
 
 fn turn(core: &mut Core, inputs: Vec<Input>) -> Vec<Output> {
     let mut out = Vec::new();
-    core.turn(inputs, &mut |o| out.push(o)).expect("turn");
+    core.turn(Duration::ZERO, inputs, &mut |o| out.push(o)).expect("turn");
     out
 }
 
@@ -61,9 +62,9 @@ fn nothing_is_handed_out_when_the_sync_fails() {
     attach(&mut core, 1, &[ME]);
     disk.fail_syncs(1);
     let mut out = Vec::new();
-    core.turn(vec![propose(1, 7, 10)], &mut |o| out.push(o)).expect_err("the sync fails");
+    core.turn(Duration::ZERO, vec![propose(1, 7, 10)], &mut |o| out.push(o)).expect_err("the sync fails");
     assert!(out.is_empty(), "{out:?}");
-    core.turn(vec![propose(1, 8, 10)], &mut |o| out.push(o)).expect_err("for good");
+    core.turn(Duration::ZERO, vec![propose(1, 8, 10)], &mut |o| out.push(o)).expect_err("for good");
     assert!(out.is_empty(), "{out:?}");
 }
 
@@ -172,4 +173,83 @@ fn an_idle_group_frees_old_segments_for_a_busy_one() {
     }
     let (segments, bytes) = core.with_log(|l| (l.segments(), l.bytes()));
     assert!(segments <= 5, "{segments} segments of {bytes} bytes are left");
+}
+
+fn notices(out: &[Output]) -> Vec<(NodeId, codec::Notice)> {
+    let notice = |o: &Output| match o {
+        Output::Send { to, message, .. } if codec::is_notice(message) => {
+            Some((*to, codec::decode_notice(message.clone()).expect("ours").2))
+        }
+        _ => None,
+    };
+    out.iter().filter_map(notice).collect()
+}
+
+fn change(change: Change) -> Input {
+    Input::Change { group: GroupId(1), proposal: 99, changes: vec![change] }
+}
+
+#[test]
+fn who_was_removed_is_told_and_nobody_else() {
+    let disk = SimDisk::new(1);
+    let mut core = core(&disk, CoreConfig::new(ME));
+    let mut position = Position::default();
+    let mut turn = |core: &mut Core, input: Input| {
+        let out = turn(core, vec![input]);
+        for o in &out {
+            if let Output::Apply { position: at, .. } = o {
+                position = *at;
+            }
+        }
+        core.turn(Duration::ZERO, [Input::Applied { group: GroupId(1), position, bytes: 0 }], &mut |_| {})
+            .expect("turn");
+        out
+    };
+    attach(&mut core, 1, &[ME]);
+    turn(&mut core, propose(1, 1, 10));
+    let two = NodeId(2);
+    turn(&mut core, change(Change::Learner(two)));
+    let joined = core.status(GroupId(1)).expect("there").commit;
+    let ask = |commit| Input::Notice { group: GroupId(1), from: two, notice: codec::Notice::Ask { commit } };
+    assert_eq!(notices(&turn(&mut core, ask(joined))), [], "a member");
+    turn(&mut core, change(Change::Remove(two)));
+    let as_of = core.status(GroupId(1)).expect("there").commit;
+    assert_eq!(notices(&turn(&mut core, ask(joined))), [(two, codec::Notice::Removed { as_of })]);
+    assert_eq!(notices(&turn(&mut core, ask(as_of))), [], "who knows as much as this node knows itself");
+    // It is told, too, when it campaigns, and gets no vote.
+    let mut vote = Message { from: 2, to: 1, term: 99, commit: joined, index: 99, ..Message::default() };
+    vote.set_msg_type(MessageType::MsgRequestVote);
+    let out = turn(&mut core, Input::Message { group: GroupId(1), message: vote });
+    assert_eq!(notices(&out), [(two, codec::Notice::Removed { as_of })]);
+    assert_eq!(core.status(GroupId(1)).expect("there").role, Role::Leader, "and does not disturb");
+}
+
+#[test]
+fn who_was_removed_asks_and_then_keeps_quiet() {
+    let disk = SimDisk::new(1);
+    let mut core = core(&disk, CoreConfig::new(ME));
+    attach(&mut core, 1, &[ME, NodeId(2), NodeId(3)]);
+    let mut asked = Vec::new();
+    for _ in 0..50 {
+        asked.extend(notices(&turn(&mut core, vec![Input::Tick])));
+    }
+    let ask = codec::Notice::Ask { commit: 1 };
+    assert_eq!(asked, [(NodeId(2), ask), (NodeId(3), ask)].repeat(2), "at 20 and 40");
+    let told = |from, as_of| Input::Notice {
+        group: GroupId(1),
+        from: NodeId(from),
+        notice: codec::Notice::Removed { as_of },
+    };
+    turn(&mut core, vec![told(9, 100), told(2, 1)]);
+    assert!(!core.status(GroupId(1)).expect("there").removed, "a stranger, and old news");
+    turn(&mut core, vec![told(2, 2)]);
+    assert!(core.status(GroupId(1)).expect("there").removed);
+    for _ in 0..100 {
+        let out = turn(&mut core, vec![Input::Tick]);
+        assert!(!out.iter().any(|o| matches!(o, Output::Send { .. })), "{out:?}");
+    }
+    let out = turn(&mut core, vec![propose(1, 5, 10)]);
+    let refused =
+        |o: &Output| matches!(o, Output::Failed { proposal: 5, error: ProposeError::NotLeader { .. }, .. });
+    assert!(out.iter().any(refused), "{out:?}");
 }

@@ -357,7 +357,8 @@ impl Log {
     pub fn purge(&mut self, group: GroupId, index: u64, command: u64) -> Result<(), StoreError> {
         let g = self.group(group)?;
         let index = index.min(g.last_index());
-        let purged = index > g.start.index;
+        // A purge before it in this batch may have gone further.
+        let purged = index > self.newest_state(group.0, g).0.index;
         // Where the oldest entry will be that anybody still needs.
         let active = self.segments.keys().next_back().copied().unwrap_or(0);
         let needed = |(id, g): (&u64, &GroupLog)| {

@@ -357,3 +357,55 @@ fn an_old_state_may_speak_of_entries_that_are_gone() {
         }
     }
 }
+
+/// Two groups purged in one turn: the second purge also moves the first one's state forward, and must move
+/// what the first purge made of it. A state that fell back would say that purged entries are missing, and
+/// stop the log.
+#[test]
+fn two_groups_purged_in_one_turn_do_not_fall_back() {
+    for order in [[A, B], [B, A]] {
+        let disk = SimDisk::new(1);
+        let mut log = open(&disk).expect("new");
+        begin(&mut log).expect("begin");
+        for index in 1..=40 {
+            for g in [A, B] {
+                log.append(g, &[entry(index, 1, 90)]).expect("append");
+            }
+            log.commit().expect("commit");
+        }
+        let segments = log.segments();
+        for g in order {
+            log.set_hard_state(g, &hard(2, 3, 35));
+            log.purge(g, 35, 34).expect("purge");
+        }
+        log.commit().expect("neither state falls back");
+        assert!(log.collect().expect("collect") > 2, "{segments} segments");
+        for g in [A, B] {
+            assert_eq!(log.start(g).expect("start"), Position { index: 35, term: 1 });
+            assert_eq!(log.floor(g).expect("floor"), 34);
+            assert_eq!(log.state(g).expect("state").0, hard(2, 3, 35));
+        }
+        let before = state(&log);
+        assert_eq!(state(&open(&disk).expect("opens")), before);
+    }
+}
+
+/// One group purged twice in one turn, the second time less far, as when two checkpoints are reported at
+/// once and only the first was to free all: the second changes nothing.
+#[test]
+fn a_group_purged_twice_in_one_turn_does_not_fall_back() {
+    let disk = SimDisk::new(1);
+    let mut log = open(&disk).expect("new");
+    begin(&mut log).expect("begin");
+    for index in 1..=40 {
+        log.append(A, &[entry(index, 1, 90)]).expect("append");
+        log.commit().expect("commit");
+    }
+    for index in [20, 35, 15, 30] {
+        log.purge(A, index, index - 1).expect("purge");
+    }
+    log.commit().expect("the state does not fall back");
+    assert_eq!(log.start(A).expect("start").index, 35);
+    let before = state(&log);
+    assert_eq!(state(&open(&disk).expect("opens")), before);
+}

@@ -1,23 +1,42 @@
 //! Bytes on a connection between nodes.
 //!
-//! The sender greets with `"PHPR", version u32, cluster u64, from u64, to u64`, the receiver answers with one
-//! byte (0: welcome, else why not), and then only the sender speaks: frames of `length u32, group u64,
-//! message`. All little-endian. The length is that of the message.
+//! The sender greets with `magic, version u32, cluster u64, from u64, to u64`, the receiver answers with one
+//! byte (0: welcome, else why not). After the magic `PHPR` follow frames of `length u32, group u64, message`, and
+//! the receiver says nothing but notices (`codec::Notice`), in frames too; after `PHPS` a snapshot follows (`super::snapshots`). All little-endian. The length is
+//! that of the message.
 
-use crate::{GroupId, NodeId, codec::MAX_SNAPSHOT_BYTES};
+use crate::{GroupId, NodeId, codec::MAX_ENTRY_BYTES};
 use bytes::{Bytes, BytesMut};
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-const MAGIC: &[u8; 4] = b"PHPR";
-const VERSION: u32 = 1;
-/// Longest message: a snapshot with what is said about it.
-pub(super) const MESSAGE_MAX: usize = MAX_SNAPSHOT_BYTES + (64 << 10);
+const VERSION: u32 = 2;
+/// Longest message: one entry of the greatest size, with what is said about it.
+pub(super) const MESSAGE_MAX: usize = MAX_ENTRY_BYTES + (2 << 20);
 /// Memory is taken as the bytes arrive, this much at a time.
 const STEP: usize = 1 << 20;
 
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lane {
+    /// Everything small.
+    Quick,
+    /// One snapshot.
+    Snapshots,
+}
+
+impl Lane {
+    fn magic(self) -> &'static [u8; 4] {
+        match self {
+            Lane::Quick => b"PHPR",
+            Lane::Snapshots => b"PHPS",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
+    pub(super) lane: Lane,
     pub(super) cluster: u64,
     pub(super) from: NodeId,
     pub(super) to: NodeId,
@@ -48,7 +67,7 @@ fn invalid(what: impl Into<String>) -> io::Error {
 impl Hello {
     pub(super) fn encode(self) -> [u8; 32] {
         let mut out = [0; 32];
-        out[..4].copy_from_slice(MAGIC);
+        out[..4].copy_from_slice(self.lane.magic());
         out[4..8].copy_from_slice(&VERSION.to_le_bytes());
         for (at, v) in [(8, self.cluster), (16, self.from.0), (24, self.to.0)] {
             out[at..at + 8].copy_from_slice(&v.to_le_bytes());
@@ -59,11 +78,12 @@ impl Hello {
     pub(super) async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Hello> {
         let mut b = [0; 32];
         from.read_exact(&mut b).await?;
-        if b[..4] != *MAGIC || b[4..8] != VERSION.to_le_bytes() {
+        let lane = [Lane::Quick, Lane::Snapshots].into_iter().find(|l| b[..4] == *l.magic());
+        let Some(lane) = lane.filter(|_| b[4..8] == VERSION.to_le_bytes()) else {
             return Err(invalid("not the greeting of a peer of this version"));
-        }
+        };
         let at = |i: usize| u64::from_le_bytes(b[i..i + 8].try_into().expect("eight bytes"));
-        Ok(Hello { cluster: at(8), from: NodeId(at(16)), to: NodeId(at(24)) })
+        Ok(Hello { lane, cluster: at(8), from: NodeId(at(16)), to: NodeId(at(24)) })
     }
 
     pub(super) async fn answer(
@@ -97,6 +117,12 @@ pub(super) fn head(group: GroupId, message: &[u8]) -> [u8; 12] {
     out
 }
 
+/// Length and group out of a [`head`].
+pub(super) fn parse(head: &[u8; 12]) -> (usize, GroupId) {
+    let len = u32::from_le_bytes(head[..4].try_into().expect("four bytes"));
+    (len as usize, GroupId(u64::from_le_bytes(head[4..].try_into().expect("eight bytes"))))
+}
+
 pub(super) struct Reader<R> {
     io: R,
     buffer: BytesMut,
@@ -107,20 +133,20 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Reader { io, buffer: BytesMut::new() }
     }
 
-    /// The next message; none at the end of the connection between two of them.
+    /// The next message; none at the end of the connection between two of them. May be given up and called
+    /// again: nothing is taken before all is there.
     pub(super) async fn next(&mut self) -> io::Result<Option<(GroupId, Bytes)>> {
         if !self.fill(12).await? {
             return if self.buffer.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
-        let head = self.buffer.split_to(12);
-        let len = u32::from_le_bytes(head[..4].try_into().expect("four bytes")) as usize;
-        let group = GroupId(u64::from_le_bytes(head[4..].try_into().expect("eight bytes")));
+        let (len, group) = parse(self.buffer[..12].try_into().expect("twelve bytes"));
         if len > MESSAGE_MAX {
             return Err(invalid(format!("a message of {len} bytes is too long")));
         }
-        if !self.fill(len).await? {
+        if !self.fill(12 + len).await? {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        let _ = self.buffer.split_to(12);
         Ok(Some((group, self.buffer.split_to(len).freeze())))
     }
 

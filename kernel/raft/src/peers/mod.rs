@@ -1,26 +1,28 @@
 //! Messages between nodes, over streams that somebody else makes (TCP, TLS) and authenticates.
 //!
-//! To each other node there are up to two connections: one for everything small, and one for snapshots,
-//! so that a heartbeat never waits behind a gigabyte. Connections go one way, from the sender. A sender's
-//! queue is bounded by number and bytes; what does not fit, or is on its way when a connection breaks, is
-//! lost, which Raft survives: it asks again. Nothing is sent twice.
+//! To each other node there are up to two connections: one for everything small, and one for the snapshot
+//! that is on its way (`snapshots`), so that a heartbeat never waits behind a gigabyte. The first goes one way,
+//! from the sender. A sender's queue is bounded by number and bytes; what does not fit, or is on its way when a
+//! connection breaks, is lost, which Raft survives: it asks again. Nothing is sent twice.
 //!
 //! Considered: HTTP/2 streams of the listeners we have. Raft wants neither flow control by stream nor
 //! answers; a frame is a length and a message.
 
 mod frame;
 mod outgoing;
+mod snapshots;
 #[cfg(test)]
 mod tests;
 
-use crate::{GroupId, NodeId, Store, Transport, codec};
+use crate::{GroupId, NodeId, Store, Transport, codec, snapshot};
 use bytes::Bytes;
-use frame::{Hello, Refusal};
+use frame::{Hello, Lane, Refusal};
 use outgoing::Outgoing;
 use photon_rt::{
     task::Tasks,
     time::{Duration, timeout},
 };
+use snapshots::Carrier;
 use std::{
     collections::HashMap,
     future::Future,
@@ -31,7 +33,10 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
 
 /// A connection, as good as the network makes it.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
@@ -63,14 +68,21 @@ struct Inner {
     tasks: Tasks,
     runtime: tokio::runtime::Handle,
     store: OnceLock<Weak<Store>>,
-    outgoing: Mutex<HashMap<(NodeId, Lane), Outgoing>>,
+    outgoing: Mutex<HashMap<NodeId, Lines>>,
+    /// Ways back on connections that came in, for notices to whom this node does not know how to reach.
+    back: Mutex<HashMap<NodeId, Back>>,
 }
 
-/// Which of the two connections to a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Lane {
-    Quick,
-    Snapshots,
+type Back = mpsc::Sender<(GroupId, Bytes)>;
+
+/// Most notices that wait on a way back.
+const BACK: usize = 16;
+
+/// What goes to one node.
+#[derive(Default)]
+struct Lines {
+    quick: Option<Outgoing>,
+    snapshots: Option<Carrier>,
 }
 
 /// Why a peer's connection was not served.
@@ -85,6 +97,9 @@ pub enum PeerError {
     /// It sent what no peer of ours sends.
     #[error("a peer's message was refused: {0}")]
     Codec(#[from] codec::CodecError),
+    /// Its snapshot was not taken.
+    #[error("a peer's snapshot was refused: {0}")]
+    Snapshot(#[from] snapshot::Refusal),
 }
 
 impl Peers {
@@ -98,6 +113,7 @@ impl Peers {
             runtime: tokio::runtime::Handle::current(),
             store: OnceLock::new(),
             outgoing: Mutex::default(),
+            back: Mutex::default(),
         };
         Peers { inner: Arc::new(inner) }
     }
@@ -121,19 +137,62 @@ impl Peers {
         self.inner.store.get().and_then(Weak::upgrade)
     }
 
-    fn outgoing(&self) -> MutexGuard<'_, HashMap<(NodeId, Lane), Outgoing>> {
+    fn outgoing(&self) -> MutexGuard<'_, HashMap<NodeId, Lines>> {
         self.inner.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes connections to a node that is no member any more.
     pub fn forget(&self, node: NodeId) {
-        self.outgoing().retain(|(n, _), _| *n != node);
+        self.outgoing().remove(&node);
     }
 
     /// True if this node is of the cluster, or of none so far and therefore of this one from now on.
     fn is_cluster(&self, cluster: u64) -> bool {
         let known = self.inner.cluster.compare_exchange(0, cluster, Ordering::Relaxed, Ordering::Relaxed);
         known.map_or_else(|known| known == cluster, |_| true)
+    }
+
+    async fn connect(&self, to: NodeId, lane: Lane) -> io::Result<Box<dyn Stream>> {
+        let inner = &self.inner;
+        let hello = Hello { lane, cluster: self.cluster(), from: inner.me, to };
+        let dial = async {
+            let mut stream = inner.dial.dial(to).await?;
+            hello.greet(&mut stream).await?;
+            Ok(stream)
+        };
+        within(GREETING_MAX, "connecting to a peer", dial).await
+    }
+
+    fn back(&self) -> MutexGuard<'_, HashMap<NodeId, Back>> {
+        self.inner.back.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes messages of `from`, and sends what goes back.
+    async fn take(
+        &self,
+        from: NodeId,
+        stream: impl Stream,
+        mut back: mpsc::Receiver<(GroupId, Bytes)>,
+    ) -> Result<(), PeerError> {
+        let (reader, mut writer) = tokio::io::split(stream);
+        let mut reader = frame::Reader::new(reader);
+        loop {
+            tokio::select! {
+                frame = reader.next() => {
+                    let Some((group, message)) = frame? else { return Ok(()) };
+                    let Some(store) = self.store() else { return Ok(()) };
+                    store.deliver(from, group, message)?;
+                }
+                Some((group, message)) = back.recv() => {
+                    within(GREETING_MAX, "answering a peer", async {
+                        writer.write_all(&frame::head(group, &message)).await?;
+                        writer.write_all(&message).await?;
+                        writer.flush().await
+                    })
+                    .await?;
+                }
+            }
+        }
     }
 
     /// Serves one connection of a peer to its end. `proven` says whether the other side of this stream may
@@ -155,12 +214,18 @@ impl Peers {
         if let Some(r) = refusal {
             return Err(PeerError::Refused(r.text()));
         }
-        let mut reader = frame::Reader::new(stream);
-        while let Some((group, message)) = reader.next().await? {
-            let Some(store) = self.store() else { return Ok(()) };
-            store.deliver(hello.from, group, message)?;
+        if hello.lane == Lane::Snapshots {
+            return snapshots::serve(self, hello.from, stream).await;
         }
-        Ok(())
+        let (tx, rx) = mpsc::channel(BACK);
+        self.back().insert(hello.from, tx.clone());
+        let served = self.take(hello.from, stream, rx).await;
+        let mut back = self.back();
+        // Unless it has connected anew meanwhile.
+        if back.get(&hello.from).is_some_and(|b| b.same_channel(&tx)) {
+            back.remove(&hello.from);
+        }
+        served
     }
 }
 
@@ -172,14 +237,26 @@ struct Sender(Peers);
 
 impl Transport for Sender {
     fn send(&mut self, to: NodeId, group: GroupId, message: Bytes) {
-        let lane = if codec::is_snapshot(&message) { Lane::Snapshots } else { Lane::Quick };
+        if codec::is_notice(&message)
+            && let Some(back) = self.0.back().get(&to)
+            && back.try_send((group, message.clone())).is_ok()
+        {
+            return;
+        }
         let mut outgoing = self.0.outgoing();
-        let out = outgoing.entry((to, lane)).or_insert_with(|| Outgoing::start(&self.0, to));
+        let lines = outgoing.entry(to).or_default();
+        let out = lines.quick.get_or_insert_with(|| Outgoing::start(&self.0, to));
         if !out.push(group, message) {
             drop(outgoing);
             if let Some(store) = self.0.store() {
                 store.unreachable(to, group);
             }
         }
+    }
+
+    fn send_snapshot(&mut self, shipment: snapshot::Shipment) {
+        let mut outgoing = self.0.outgoing();
+        let lines = outgoing.entry(shipment.to).or_default();
+        lines.snapshots.get_or_insert_with(|| Carrier::start(&self.0, shipment.to)).push(shipment);
     }
 }

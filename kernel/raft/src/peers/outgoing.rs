@@ -1,8 +1,8 @@
 //! One connection to another node: a bounded queue and a task that keeps it connected while there is
 //! something to send.
 
-use super::{GREETING_MAX, Peers, Stream, frame, frame::Hello, within};
-use crate::{GroupId, NodeId};
+use super::{Peers, Stream, frame, frame::Lane, within};
+use crate::{GroupId, NodeId, codec};
 use bytes::Bytes;
 use photon_rt::time::{Duration, sleep};
 use std::{
@@ -12,19 +12,20 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
 };
-use tokio::{io::AsyncWriteExt, sync::mpsc};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    sync::mpsc,
+};
 
 /// Most messages that wait for one node.
 const QUEUE_MESSAGES: usize = 4096;
-/// Most bytes of them; one snapshot may be longer.
+/// Most bytes of them.
 const QUEUE_BYTES: usize = 64 << 20;
 /// Pause after a connection that could not be made, doubled up to the last.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// A write that does not get on for so long breaks the connection.
 const WRITE_MAX: Duration = Duration::from_secs(10);
-/// Bytes handed to the connection at a time.
-const WRITE_STEP: usize = 256 << 10;
 
 /// Dropping it ends the connection.
 pub(super) struct Outgoing {
@@ -69,7 +70,7 @@ impl Line {
         let mut pause = PAUSE_MIN;
         // A connection is made when there is something to say.
         while let Some(first) = self.rx.recv().await {
-            let connected = match self.connect().await {
+            let connected = match self.peers.connect(self.to, Lane::Quick).await {
                 Ok(stream) => {
                     pause = PAUSE_MIN;
                     tracing::debug!(to = self.to.0, "connected to a peer");
@@ -98,19 +99,21 @@ impl Line {
         }
     }
 
-    async fn connect(&self) -> io::Result<Box<dyn Stream>> {
-        let inner = &self.peers.inner;
-        let hello = Hello { cluster: self.peers.cluster(), from: inner.me, to: self.to };
-        let dial = async {
-            let mut stream = inner.dial.dial(self.to).await?;
-            hello.greet(&mut stream).await?;
-            Ok(stream)
-        };
-        within(GREETING_MAX, "connecting to a peer", dial).await
+    /// A notice came back.
+    fn answered(&self, frame: Option<(GroupId, Bytes)>) -> io::Result<()> {
+        let wrong = || io::Error::new(io::ErrorKind::InvalidData, "a receiver speaks");
+        let (group, message) = frame.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if !codec::is_notice(&message) {
+            return Err(wrong());
+        }
+        let Some(store) = self.peers.store() else { return Ok(()) };
+        store.deliver(self.to, group, message).map_err(|_| wrong())
     }
 
     /// Sends until the queue is dropped; an error when the connection broke.
-    async fn send(&mut self, mut io: Box<dyn Stream>, first: (GroupId, Bytes)) -> io::Result<()> {
+    async fn send(&mut self, io: Box<dyn Stream>, first: (GroupId, Bytes)) -> io::Result<()> {
+        let (answers, mut io) = tokio::io::split(io);
+        let mut answers = frame::Reader::new(answers);
         let mut next = Some(first);
         loop {
             let (group, message) = match next.take() {
@@ -124,8 +127,11 @@ impl Line {
                                 Some(m) => m,
                                 None => return Ok(()),
                             },
-                            // The other side never speaks: this is how its end is noticed.
-                            e = ended(&mut io) => return Err(e),
+                            // The other side hardly ever speaks; this is also how its end is noticed.
+                            a = answers.next() => {
+                                self.answered(a?)?;
+                                continue;
+                            }
                         }
                     }
                 },
@@ -142,19 +148,7 @@ impl Line {
     }
 }
 
-async fn write(io: &mut Box<dyn Stream>, head: &[u8], message: &[u8]) -> io::Result<()> {
+async fn write(io: &mut (impl AsyncWrite + Unpin), head: &[u8], message: &[u8]) -> io::Result<()> {
     within(WRITE_MAX, "writing to a peer", io.write_all(head)).await?;
-    // Each step has its time, so that a long snapshot on a slow line is not an error.
-    for part in message.chunks(WRITE_STEP) {
-        within(WRITE_MAX, "writing to a peer", io.write_all(part)).await?;
-    }
-    Ok(())
-}
-
-async fn ended(io: &mut Box<dyn Stream>) -> io::Error {
-    use tokio::io::AsyncReadExt;
-    match io.read_u8().await {
-        Ok(_) => io::Error::new(io::ErrorKind::InvalidData, "a receiver speaks"),
-        Err(e) => e,
-    }
+    within(WRITE_MAX, "writing to a peer", io.write_all(message)).await
 }

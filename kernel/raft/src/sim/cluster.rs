@@ -2,57 +2,116 @@
 
 use super::{
     Report, SimConfig, Workload,
+    carry::Parcel,
     check::{Checker, Operation, Outcome},
     faults::Network,
-    node::{GROUP, Node},
+    node::{DRIFT_PPM, GROUP, Node},
 };
 use crate::{
     Change, NodeId, ProposeError, StoreError, codec,
-    core::{Input, Output, Role, load},
+    core::{Input, Output, Role},
+    snapshot::load,
 };
 use bytes::Bytes;
-use photon_rt::{disk::Disk, entropy::Rng};
+use photon_rt::{disk::Disk, entropy::Rng, time::Duration};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-/// How long a client waits for an answer. Virtual milliseconds.
-const PATIENCE_MS: u64 = 1500;
-
 /// Something that will happen.
 pub(super) enum Event {
-    Tick { node: usize, epoch: u64 },
-    Turn { node: usize, epoch: u64 },
-    Work { node: usize, epoch: u64 },
-    Deliver { to: usize, message: Bytes },
-    Client { client: usize },
-    Timeout { client: usize, operation: usize },
+    Tick {
+        node: usize,
+        epoch: u64,
+    },
+    Turn {
+        node: usize,
+        epoch: u64,
+    },
+    Work {
+        node: usize,
+        epoch: u64,
+    },
+    Deliver {
+        to: usize,
+        message: Bytes,
+    },
+    Make {
+        node: usize,
+        epoch: u64,
+    },
+    Pump {
+        node: usize,
+        epoch: u64,
+        line: u64,
+    },
+    Silence {
+        node: usize,
+        epoch: u64,
+        line: u64,
+        life: u64,
+    },
+    Parcel {
+        from: usize,
+        to: usize,
+        line: u64,
+        parcel: Parcel,
+    },
+    Client {
+        client: usize,
+    },
+    Read {
+        node: usize,
+        epoch: u64,
+        operation: usize,
+        seen: Option<(Duration, u64)>,
+    },
+    Timeout {
+        client: usize,
+        operation: usize,
+    },
     Fault,
-    Start { node: usize },
-    Roomy { node: usize },
+    /// Nothing that this node says arrives any more.
+    Unheard {
+        node: usize,
+    },
+    /// The node ends and begins again, so many times.
+    Crash {
+        node: usize,
+        times: u32,
+    },
+    Start {
+        node: usize,
+    },
+    Roomy {
+        node: usize,
+    },
     Mend,
 }
 
-struct Client {
+pub(super) struct Client {
     /// Index of the operation that is under way.
-    operation: Option<usize>,
+    pub(super) operation: Option<usize>,
 }
 
 pub(super) struct Cluster<W: Workload> {
     pub(super) config: SimConfig,
-    workload: W,
+    pub(super) workload: W,
     pub(super) rng: Rng,
     pub(super) now: u64,
     sequence: u64,
     queue: BTreeMap<(u64, u64), Event>,
     pub(super) nodes: Vec<Node<W>>,
     pub(super) network: Network,
-    clients: Vec<Client>,
-    checker: Checker,
+    /// Connections for snapshots ever made, and when the last thing on each arrives.
+    pub(super) connections: u64,
+    pub(super) lines: HashMap<(u64, usize), u64>,
+    pub(super) clients: Vec<Client>,
+    pub(super) checker: Checker,
     /// Operation by the number under which a node knows it.
-    numbers: HashMap<(usize, u64), usize>,
-    next_number: u64,
+    pub(super) numbers: HashMap<(usize, u64), usize>,
+    pub(super) next_number: u64,
     /// Prints everything that happens (`SIM_TRACE=1`).
     loud: bool,
     trace: VecDeque<String>,
@@ -60,11 +119,27 @@ pub(super) struct Cluster<W: Workload> {
     pub(super) report: Report,
 }
 
+/// Speed of a clock: often at the limit of what is allowed.
+fn crooked(rng: &mut Rng) -> u64 {
+    let slowest = 1_000_000 - DRIFT_PPM;
+    match rng.below(4) {
+        0 => slowest,
+        1 => slowest + 2 * DRIFT_PPM,
+        _ => slowest + rng.below(2 * DRIFT_PPM),
+    }
+}
+
+/// A busy node's ticks come later than they should.
+fn late(rng: &mut Rng) -> u64 {
+    if rng.percent(50) { 0 } else { rng.below(40) }
+}
+
 impl<W: Workload> Cluster<W> {
     pub(super) fn new(seed: u64, config: SimConfig, workload: W) -> Self {
         let mut rng = Rng::new(seed);
-        let nodes =
-            (1..=config.nodes).map(|id| Node::new(NodeId(id), rng.next_u64(), 60 + rng.below(80))).collect();
+        let nodes = (1..=config.nodes)
+            .map(|id| Node::new(NodeId(id), rng.next_u64(), crooked(&mut rng), late(&mut rng)))
+            .collect();
         let clients = (0..config.clients).map(|_| Client { operation: None }).collect();
         Cluster {
             config,
@@ -75,6 +150,8 @@ impl<W: Workload> Cluster<W> {
             queue: BTreeMap::new(),
             nodes,
             network: Network::default(),
+            connections: 0,
+            lines: HashMap::new(),
             clients,
             checker: Checker::default(),
             numbers: HashMap::new(),
@@ -229,12 +306,8 @@ impl<W: Workload> Cluster<W> {
     }
 
     /// Steps are what real time means for the history: one per event.
-    fn step(&self) -> u64 {
+    pub(super) fn step(&self) -> u64 {
         self.sequence
-    }
-
-    pub(super) fn next_step(&self) -> u64 {
-        self.step()
     }
 
     fn happen(&mut self, event: Event) -> Result<(), String> {
@@ -255,19 +328,38 @@ impl<W: Workload> Cluster<W> {
             Event::Turn { node, epoch } => self.turn(node, epoch),
             Event::Work { node, epoch } => self.work(node, epoch),
             Event::Deliver { to, message } => {
-                let decoded =
-                    codec::decode_message(message).map_err(|e| format!("a message did not decode: {e}"))?;
+                let fail = |e| format!("a message did not decode: {e}");
+                let input = if codec::is_notice(&message) {
+                    let (from, _, notice) = codec::decode_notice(message).map_err(fail)?;
+                    Input::Notice { group: GROUP, from, notice }
+                } else {
+                    Input::Message { group: GROUP, message: codec::decode_message(message).map_err(fail)? }
+                };
                 if let Some(live) = &mut self.nodes[to].live {
-                    live.inbox.push(Input::Message { group: GROUP, message: decoded });
+                    live.inbox.push(input);
                     let after = self.rng.below(3);
                     self.plan_turn(to, after);
                 }
                 Ok(())
             }
+            Event::Make { node, epoch } => {
+                self.make(node, epoch);
+                Ok(())
+            }
+            Event::Pump { node, epoch, line } => {
+                self.pump(node, epoch, line);
+                Ok(())
+            }
+            Event::Silence { node, epoch, line, life } => {
+                self.silence(node, epoch, line, life);
+                Ok(())
+            }
+            Event::Parcel { from, to, line, parcel } => self.parcel(from, to, line, parcel),
             Event::Client { client } => {
                 self.client(client);
                 Ok(())
             }
+            Event::Read { node, epoch, operation, seen } => self.read(node, epoch, operation, seen),
             Event::Timeout { client, operation } => {
                 if self.clients[client].operation == Some(operation) {
                     self.answer(operation, Outcome::Unknown);
@@ -280,6 +372,14 @@ impl<W: Workload> Cluster<W> {
                     let after = self.rng.below(2 * self.config.fault_every_ms) + 1;
                     self.plan(after, Event::Fault);
                 }
+                Ok(())
+            }
+            Event::Unheard { node } => {
+                self.unheard(node);
+                Ok(())
+            }
+            Event::Crash { node, times } => {
+                self.crash(node, times);
                 Ok(())
             }
             Event::Mend => {
@@ -345,6 +445,7 @@ impl<W: Workload> Cluster<W> {
 
     fn turn(&mut self, node: usize, epoch: u64) -> Result<(), String> {
         let n = &mut self.nodes[node];
+        let clock = n.clock(self.now);
         let Some(live) = n.live.as_mut().filter(|_| n.epoch == epoch) else { return Ok(()) };
         live.turn_planned = false;
         if n.paused_until > self.now {
@@ -353,7 +454,7 @@ impl<W: Workload> Cluster<W> {
         }
         let inputs = std::mem::take(&mut live.inbox);
         let mut outputs = Vec::new();
-        let done = live.core.turn(inputs, &mut |o| outputs.push(o));
+        let done = live.core.turn(clock, inputs, &mut |o| outputs.push(o));
         // What left before the disk failed has left.
         self.route(node, outputs)?;
         match done {
@@ -383,7 +484,21 @@ impl<W: Workload> Cluster<W> {
     fn look(&mut self, node: usize) -> Result<(), String> {
         let n = &self.nodes[node];
         let Some(live) = &n.live else { return Ok(()) };
-        self.checker.turn(n.id, &live.core)
+        self.checker.turn(n.id, &live.core)?;
+        let leads = |n: &Node<W>| {
+            let status = n.live.as_ref().and_then(|l| l.core.status(GROUP))?;
+            (status.role == Role::Leader).then_some(status.term)
+        };
+        let Some(term) = leads(n) else { return Ok(()) };
+        // While a lease holds nobody else leads: reads that go wrong are what is left to chance.
+        let holds = |o: &&Node<W>| {
+            let lease = o.live.as_ref().map(|l| l.lease.0).unwrap_or_default();
+            leads(o).is_some_and(|t| t < term) && o.clock(self.now) < lease
+        };
+        match self.nodes.iter().find(holds) {
+            Some(o) => Err(format!("lease: {} leads term {term} while {} holds a lease", n.id, o.id)),
+            None => Ok(()),
+        }
     }
 
     fn route(&mut self, node: usize, outputs: Vec<Output>) -> Result<(), String> {
@@ -391,10 +506,15 @@ impl<W: Workload> Cluster<W> {
             match output {
                 Output::Send { to, message, .. } => {
                     let id = self.nodes[node].id;
-                    let m = codec::decode_message(message.clone())
-                        .map_err(|e| format!("{id} sends what is refused: {e}"))?;
-                    self.checker.sent(id, &m)?;
+                    if !codec::is_notice(&message) {
+                        let m = codec::decode_message(message.clone())
+                            .map_err(|e| format!("{id} sends what is refused: {e}"))?;
+                        self.checker.sent(id, &m)?;
+                    }
                     self.transmit(node, to.0 as usize - 1, message);
+                }
+                Output::SendSnapshot { to, message, made, .. } => {
+                    self.send_snapshot(node, to.0 as usize - 1, message, made);
                 }
                 Output::Failed { proposal, error, .. } => {
                     if let Some(op) = self.numbers.remove(&(node, proposal)) {
@@ -414,6 +534,11 @@ impl<W: Workload> Cluster<W> {
                         s.commit,
                         s.applied
                     ));
+                }
+                Output::Lease { until, commit, .. } => {
+                    if let Some(live) = &mut self.nodes[node].live {
+                        live.lease = (until, commit);
+                    }
                 }
                 Output::Members { members, .. } => {
                     if members.matched.is_empty() {
@@ -439,7 +564,7 @@ impl<W: Workload> Cluster<W> {
     /// The apply stage does one job.
     fn work(&mut self, node: usize, epoch: u64) -> Result<(), String> {
         let n = &mut self.nodes[node];
-        let Some(live) = n.live.as_mut().filter(|_| n.epoch == epoch) else { return Ok(()) };
+        let Some(mut live) = n.live.as_mut().filter(|_| n.epoch == epoch) else { return Ok(()) };
         live.work_planned = false;
         if n.paused_until > self.now {
             self.plan_work(node);
@@ -468,7 +593,7 @@ impl<W: Workload> Cluster<W> {
                 self.report.restores += 1;
                 restored = Some(position.index);
                 load(&disk as &dyn Disk, group, position)
-                    .and_then(|data| live.applier.restore(position, data))
+                    .and_then(|chunks| live.applier.restore(position, chunks))
                     .map(|()| Some(Input::Restored { group, position }))
             }
             Some(Output::ReadReady { read, .. }) => {
@@ -482,10 +607,14 @@ impl<W: Workload> Cluster<W> {
                 .applier
                 .checkpoint()
                 .map(|(position, machine)| Some(Input::Checkpointed { group, position, machine })),
-            Some(Output::TakeSnapshot { group }) => live
-                .applier
-                .snapshot()
-                .map(|(position, data)| Some(Input::Snapshot { group, position, data })),
+            Some(Output::TakeSnapshot { .. }) => match live.applier.snapshot() {
+                Ok((position, chunks)) => {
+                    let input = self.begin_snapshot(node, position, chunks);
+                    live = self.nodes[node].live.as_mut().expect("it works");
+                    Ok(Some(input))
+                }
+                Err(e) => Err(e),
+            },
             Some(_) => Ok(None),
         };
         match done {
@@ -505,6 +634,7 @@ impl<W: Workload> Cluster<W> {
                     }
                     self.answer(op, Outcome::Done(point));
                 }
+                self.read_applied(node)?;
                 if let Some(index) = restored {
                     self.note(format!("{id} installs a snapshot of {index}"));
                 }
@@ -513,88 +643,6 @@ impl<W: Workload> Cluster<W> {
                 Ok(())
             }
             Err(e) => self.failed(node, &e.to_string()),
-        }
-    }
-
-    fn client(&mut self, client: usize) {
-        if self.clients[client].operation.is_some() {
-            return;
-        }
-        // Mostly to who says that it leads, sometimes to anybody.
-        let leads = |n: &Node<W>| {
-            n.live.as_ref().and_then(|l| l.core.status(GROUP)).is_some_and(|s| s.role == Role::Leader)
-        };
-        let leaders: Vec<usize> = (0..self.nodes.len()).filter(|n| leads(&self.nodes[*n])).collect();
-        let node = if leaders.is_empty() || self.rng.percent(20) {
-            self.rng.below(self.nodes.len() as u64) as usize
-        } else {
-            leaders[self.rng.below(leaders.len() as u64) as usize]
-        };
-        if self.nodes[node].live.is_none() {
-            self.plan(50, Event::Client { client });
-            return;
-        }
-        let command = if self.rng.percent(60) { Some(self.workload.command(&mut self.rng)) } else { None };
-        let operation = self.checker.operations.len();
-        let op =
-            Operation { command: command.clone(), invoked: self.step(), returned: 0, outcome: Outcome::Open };
-        self.checker.operations.push(op);
-        self.clients[client].operation = Some(operation);
-        self.next_number += 1;
-        let number = self.next_number;
-        self.numbers.insert((node, number), operation);
-        let live = self.nodes[node].live.as_mut().expect("checked");
-        live.inbox.push(match command {
-            Some(data) => Input::Propose { group: GROUP, proposal: number, data },
-            None => Input::Read { group: GROUP, read: number },
-        });
-        // Sometimes a burst that nobody waits for, so that logs diverge by more than an entry.
-        if self.rng.percent(10) && self.faulty() {
-            for _ in 0..2 + self.rng.below(6) {
-                self.burst(node);
-            }
-        }
-        self.plan_turn(node, 0);
-        self.plan(PATIENCE_MS, Event::Timeout { client, operation });
-    }
-
-    fn burst(&mut self, node: usize) {
-        let data = self.workload.command(&mut self.rng);
-        let op = Operation {
-            command: Some(data.clone()),
-            invoked: self.step(),
-            returned: 0,
-            outcome: Outcome::Open,
-        };
-        self.next_number += 1;
-        self.numbers.insert((node, self.next_number), self.checker.operations.len());
-        self.checker.operations.push(op);
-        if let Some(live) = self.nodes[node].live.as_mut() {
-            live.inbox.push(Input::Propose { group: GROUP, proposal: self.next_number, data });
-            let after = self.rng.below(40);
-            self.plan_turn(node, after);
-        }
-    }
-
-    fn answer(&mut self, operation: usize, outcome: Outcome) {
-        let step = self.step();
-        let op = &mut self.checker.operations[operation];
-        let told = op.outcome == Outcome::Open;
-        // A node may know better after the client gave up; but "refused" and "done" must both be true.
-        if told || op.outcome == Outcome::Unknown {
-            op.outcome = outcome;
-            op.returned = step;
-        }
-        match (outcome, op.command.is_some()) {
-            (Outcome::Done(_), true) => self.report.acknowledged += 1,
-            (Outcome::Done(_), false) => self.report.reads += 1,
-            (Outcome::Refused, _) => self.report.refused += 1,
-            _ => {}
-        }
-        if let Some(client) = self.clients.iter().position(|c| c.operation == Some(operation)) {
-            self.clients[client].operation = None;
-            let think = self.rng.below(120);
-            self.plan(think, Event::Client { client });
         }
     }
 }

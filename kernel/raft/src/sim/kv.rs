@@ -2,7 +2,7 @@
 //! way: all in memory, a checkpoint is a file, and a crash takes away everything since.
 
 use super::Workload;
-use crate::{Command, Machine, MachineError, Position};
+use crate::{Command, Machine, MachineError, Position, snapshot::Chunks};
 use bytes::Bytes;
 use photon_rt::{
     disk::{Disk, SimDisk, read_all, replace},
@@ -78,9 +78,7 @@ impl Machine for Kv {
         Ok(self.at)
     }
 
-    fn snapshot(
-        &self,
-    ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError> {
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
         let bytes = Bytes::from(self.encode());
         let chunks: Vec<_> =
             (0..bytes.len()).step_by(100).map(|at| Ok(bytes.slice(at..bytes.len().min(at + 100)))).collect();

@@ -9,7 +9,9 @@
 //! looks at all that Raft promises; at the end the clients' history must be linearizable, with
 //! everything acknowledged in it once and nothing refused in it at all.
 
+mod carry;
 mod check;
+mod clients;
 mod cluster;
 mod faults;
 pub mod kv;
@@ -66,10 +68,28 @@ pub struct SimConfig {
     pub segment_bytes: u64,
     /// Bytes of log after which a checkpoint is taken.
     pub checkpoint_bytes: u64,
+    /// Only those faults, but often, that a leader's lease has to withstand.
+    pub lease_drill: bool,
     pub(crate) bugs: Bugs,
 }
 
 impl SimConfig {
+    /// The shape of this crate's own run of `seed`.
+    pub fn of_seed(seed: u64) -> Self {
+        match seed % 8 {
+            // Members come and go.
+            0 | 1 => SimConfig { founders: 3, ..SimConfig::new(5) },
+            2 => SimConfig::new(5),
+            3 => SimConfig::drill(),
+            _ => SimConfig::new(3),
+        }
+    }
+
+    /// Three nodes whose leaders are hard to tell.
+    pub fn drill() -> Self {
+        SimConfig { lease_drill: true, fault_every_ms: 900, ..SimConfig::new(3) }
+    }
+
     /// A cluster of `nodes` under all faults.
     pub fn new(nodes: u64) -> Self {
         SimConfig {
@@ -81,6 +101,7 @@ impl SimConfig {
             fault_every_ms: 700,
             segment_bytes: 8 << 10,
             checkpoint_bytes: 6 << 10,
+            lease_drill: false,
             bugs: Bugs::default(),
         }
     }
@@ -93,6 +114,8 @@ pub struct Report {
     pub acknowledged: u64,
     /// Reads answered.
     pub reads: u64,
+    /// Reads that a leader answered by its lease.
+    pub leased: u64,
     /// Operations refused for certain.
     pub refused: u64,
     /// Different leaders seen, by term.
@@ -101,6 +124,12 @@ pub struct Report {
     pub restarts: u64,
     /// Power losses.
     pub power_losses: u64,
+    /// Snapshots made.
+    pub made: u64,
+    /// Pieces of them that arrived.
+    pub pieces: u64,
+    /// Transfers that went on where an earlier one broke.
+    pub resumed: u64,
     /// Snapshots installed.
     pub restores: u64,
     /// Changes of the members in force on some node.

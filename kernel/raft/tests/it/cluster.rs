@@ -2,7 +2,10 @@
 
 use crate::journal::Journal;
 use bytes::Bytes;
-use photon_raft::{Change, Group, GroupId, NodeId, ProposeError, Role, Store, StoreConfig, Transport};
+use photon_raft::{
+    Change, Group, GroupId, NodeId, ProposeError, Role, Store, StoreConfig, Transport,
+    snapshot::{Next, Outcome, Refusal, Shipment},
+};
 use photon_rt::{disk::SimDisk, time::Duration};
 use std::{
     collections::HashMap,
@@ -23,6 +26,32 @@ impl Transport for Wire {
             forged.expect_err("nobody speaks for another");
         }
     }
+
+    fn send_snapshot(&mut self, shipment: Shipment) {
+        let store = self.1.lock().unwrap().get(&shipment.to).and_then(Weak::upgrade);
+        let Some(store) = store else { return };
+        let from = self.0;
+        photon_rt::task::thread("carry", move || {
+            let (group, file) = (shipment.group, shipment.file());
+            let carry = || -> Result<(), Refusal> {
+                let unannounced = store.deliver(from, group, shipment.message.clone());
+                unannounced.expect_err("a snapshot comes with its pieces");
+                let Next::From { id, mut at, size } =
+                    store.announced(from, group, shipment.message.clone())?
+                else {
+                    return Ok(());
+                };
+                while at < size {
+                    let bytes = file.read(at, 700)?;
+                    at = store.piece(group, id, at, &bytes, crc_fast::crc32_iscsi(&bytes))?;
+                }
+                store.received(group, id)
+            };
+            let outcome = if carry().is_ok() { Outcome::Sent } else { Outcome::Broken };
+            shipment.ended(outcome);
+        })
+        .expect("thread");
+    }
 }
 
 struct Member {
@@ -36,8 +65,19 @@ async fn start(id: u64, wires: &Wires, disk: &SimDisk, machine: Journal) -> Memb
 }
 
 async fn start_with(id: u64, founders: &[NodeId], wires: &Wires, disk: &SimDisk, machine: Journal) -> Member {
+    start_slow(id, founders, wires, disk, machine, Duration::from_millis(10)).await
+}
+
+async fn start_slow(
+    id: u64,
+    founders: &[NodeId],
+    wires: &Wires,
+    disk: &SimDisk,
+    machine: Journal,
+    tick: Duration,
+) -> Member {
     let mut config = StoreConfig::new(NodeId(id));
-    config.tick = Duration::from_millis(10);
+    config.tick = tick;
     config.log.segment_bytes = 64 << 10;
     config.core.checkpoint_bytes = 32 << 10;
     config.core.retain_entries = 20;
@@ -198,6 +238,67 @@ async fn one_node_grows_to_three_and_the_first_one_leaves() {
     let third = &members[&3];
     until("the learner to hear of it", || third.machine.commands().last().is_some_and(|c| c == "again"))
         .await;
+    for m in members.values() {
+        m.store.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_shut_down_hands_over_first() {
+    let wires = Wires::default();
+    let disks: Vec<SimDisk> = (0..3).map(SimDisk::new).collect();
+    let founders = [NodeId(1), NodeId(2), NodeId(3)];
+    // An election takes 4 s at least: nobody has to wait for one.
+    let tick = Duration::from_millis(400);
+    let mut members = HashMap::new();
+    for id in 1..=3 {
+        let machine = Journal::default();
+        members.insert(id, start_slow(id, &founders, &wires, &disks[id as usize - 1], machine, tick).await);
+    }
+    put(&members, "before".into()).await;
+    let first = leader(&members).await;
+    let term = members[&first].group.status().term;
+    let old = members.remove(&first).expect("it led");
+    let begun = photon_rt::time::now();
+    old.store.shutdown().await;
+    until("somebody to lead", || members.values().any(|m| m.group.status().role == Role::Leader)).await;
+    put(&members, "after".into()).await;
+    let took = begun.elapsed();
+    assert!(took < 5 * tick, "half an election timeout, not {took:?}");
+    let second = leader(&members).await;
+    assert_eq!(members[&second].group.status().term, term + 1, "one election, which it won");
+    assert_eq!(members[&second].machine.commands(), ["before", "after"]);
+    for m in members.values() {
+        m.store.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_on_a_leader_need_nobody_while_its_lease_lasts() {
+    let wires = Wires::default();
+    let disks: Vec<SimDisk> = (0..3).map(SimDisk::new).collect();
+    let founders = [NodeId(1), NodeId(2), NodeId(3)];
+    let tick = Duration::from_millis(200);
+    let mut members = HashMap::new();
+    for id in 1..=3 {
+        let machine = Journal::default();
+        members.insert(id, start_slow(id, &founders, &wires, &disks[id as usize - 1], machine, tick).await);
+    }
+    put(&members, "a".into()).await;
+    let first = leader(&members).await;
+    let group = members[&first].group.clone();
+    group.read_index().await.expect("read");
+    // Nothing arrives anywhere any more: one that goes to the others is not answered.
+    wires.lock().unwrap().clear();
+    let many = async {
+        for _ in 0..100 {
+            group.read_index().await.expect("read");
+        }
+    };
+    photon_rt::time::timeout(Duration::from_secs(10), "reads by the lease", many).await.expect("in time");
+    for (id, m) in &members {
+        wires.lock().unwrap().insert(NodeId(*id), Arc::downgrade(&m.store));
+    }
     for m in members.values() {
         m.store.shutdown().await;
     }

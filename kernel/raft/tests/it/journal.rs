@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use photon_raft::{Command, Machine, MachineError, Position};
+use photon_raft::{Command, Machine, MachineError, Position, snapshot::Chunks};
 use std::sync::{Arc, Mutex};
 
 /// Remembers all commands; what was checkpointed survives a restart.
@@ -59,9 +59,7 @@ impl Machine for Journal {
         Ok(s.at)
     }
 
-    fn snapshot(
-        &self,
-    ) -> Result<(Position, Box<dyn Iterator<Item = Result<Bytes, MachineError>> + Send>), MachineError> {
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
         let s = self.0.lock().unwrap();
         let chunks: Vec<_> = s.commands.iter().cloned().map(Ok).collect();
         Ok((s.at, Box::new(chunks.into_iter())))

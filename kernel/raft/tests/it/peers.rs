@@ -15,19 +15,70 @@ use photon_rt::{
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::{Context, Poll},
 };
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 type Book = Arc<Mutex<HashMap<NodeId, SocketAddr>>>;
 
-struct Tcp(Book);
+/// With a number, connections that carry snapshots break when so many bytes have left.
+struct Tcp(Book, Option<usize>);
+
+/// Breaks.
+struct Brittle {
+    stream: TcpStream,
+    first: Vec<u8>,
+    left: usize,
+}
+
+impl AsyncRead for Brittle {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Brittle {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        if self.first.len() < 4 {
+            self.first.extend_from_slice(&buf[..buf.len().min(4)]);
+        }
+        let len = if self.first.starts_with(b"PHPS") { buf.len().min(self.left) } else { buf.len() };
+        if len == 0 {
+            return Poll::Ready(Err(std::io::ErrorKind::ConnectionReset.into()));
+        }
+        let done = Pin::new(&mut self.stream).poll_write(cx, &buf[..len]);
+        if let Poll::Ready(Ok(n)) = done {
+            self.left = self.left.saturating_sub(n);
+        }
+        done
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
 
 impl Dial for Tcp {
     fn dial(&self, to: NodeId) -> Dialing {
-        let addr = self.0.lock().unwrap().get(&to).copied();
+        let (addr, left) = (self.0.lock().unwrap().get(&to).copied(), self.1.unwrap_or(usize::MAX));
         Box::pin(async move {
             let addr = addr.ok_or(std::io::ErrorKind::NotFound)?;
-            Ok(Box::new(TcpStream::connect(addr).await?) as Box<dyn Stream>)
+            let stream = TcpStream::connect(addr).await?;
+            Ok(Box::new(Brittle { stream, first: Vec::new(), left }) as Box<dyn Stream>)
         })
     }
 }
@@ -42,8 +93,12 @@ struct Node {
 }
 
 async fn start(id: u64, founders: &[NodeId], book: &Book) -> Node {
+    start_with(id, founders, book, None).await
+}
+
+async fn start_with(id: u64, founders: &[NodeId], book: &Book, brittle: Option<usize>) -> Node {
     let tasks = Tasks::new();
-    let peers = Peers::new(NodeId(id), 1, Arc::new(Tcp(book.clone())), &tasks);
+    let peers = Peers::new(NodeId(id), 1, Arc::new(Tcp(book.clone(), brittle)), &tasks);
     let mut config = StoreConfig::new(NodeId(id));
     config.tick = Duration::from_millis(20);
     let disk = Arc::new(SimDisk::new(id));
@@ -118,6 +173,25 @@ async fn a_cluster_on_tcp_survives_cut_connections_and_sends_snapshots() {
     assert!(commands.len() >= acknowledged);
     assert_eq!(commands, nodes[0].machine.commands()[..commands.len()]);
     for n in nodes {
+        n.store.shutdown().await;
+        n.tasks.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_goes_on_where_its_connection_broke() {
+    let book = Book::default();
+    // 8 MB, over connections that break after 2 MB: anew each time, it would never arrive.
+    let first = start_with(1, &[NodeId(1)], &book, Some(2 << 20)).await;
+    for i in 0..80 {
+        first.group.propose(Bytes::from(vec![i; 100_000])).await.expect("alone");
+    }
+    let second = start(2, &[], &book).await;
+    first.group.change(vec![Change::Learner(NodeId(2))]).await.expect("added");
+    until("it to have all", || second.machine.commands().len() == 80).await;
+    assert_eq!(second.machine.commands(), first.machine.commands());
+    assert!(second.group.status().start.index >= 80, "by snapshot");
+    for n in [first, second] {
         n.store.shutdown().await;
         n.tasks.shutdown().await;
     }

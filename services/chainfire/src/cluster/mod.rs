@@ -187,6 +187,11 @@ impl ChainFire {
         let (i, state) = (&self.inner, self.published());
         let Some(peers) = &i.peers else { return };
         let (status, group) = (i.group.status(), i.group.members());
+        if status.removed {
+            // As etcd does: what it has grows old, and its clients should go to the others.
+            i.log.stop("the other members removed it and go on without it");
+            return;
+        }
         let done = match state.rules.member(i.member_id) {
             None if self.founds() && state.rules.members.is_empty() && status.role == Role::Leader => {
                 self.propose_members(&Who::cloud(), MemberVerb::Found, peering.records()).await

@@ -247,3 +247,50 @@ async fn leases_are_asked_of_any_member_and_signs_of_life_are_no_entries() {
         s.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_was_removed_while_it_was_away_is_told_and_ends() {
+    let (places, founders, mut servers) = three().await;
+    until("a leader", async || leader(&servers).is_some()).await;
+    let urls: Vec<String> = servers.iter().flatten().map(|s| s.operator.clone()).collect();
+    ok(&urls[0], &["put", "k", "v"]).await;
+    until("everybody to say its name", async || {
+        let list = ok(&urls[0], &["member", "list"]).await;
+        ["client-of-a", "client-of-b", "client-of-c"].iter().all(|n| list.contains(n))
+    })
+    .await;
+    // A leader that is stopped hands over: the next term is the next leader's, and nobody had to wait for it.
+    let gone = leader(&servers).expect("just seen");
+    let term = servers[gone].as_ref().expect("it runs").chainfire.raft().term;
+    servers[gone].take().expect("it runs").stop().await;
+    until("the heir to lead", async || leader(&servers).is_some()).await;
+    let heir = leader(&servers).expect("just seen");
+    let raft = servers[heir].as_ref().expect("it runs").chainfire.raft();
+    assert_eq!(raft.term, term + 1, "one election");
+    let through = &urls[heir];
+    let list = ok(through, &["member", "list"]).await;
+    let name = format!(", {}, ", places[gone].name);
+    let id = list.lines().find(|l| l.contains(&name)).and_then(|l| l.split(',').next()).expect("listed");
+    ok(through, &["member", "remove", id]).await;
+    until("the group to be without it", async || {
+        ok(through, &["endpoint", "status", "-w", "fields"]).await.contains("\"Leader\"")
+            && ok(through, &["member", "list"]).await.lines().count() == 2
+    })
+    .await;
+    // It comes back, knows nothing of that, and nobody sends it anything.
+    let back = places[gone].start(&founders, false, None).await;
+    let why = timeout(Duration::from_secs(60), "the removed member to end", back.chainfire.failed()).await;
+    let why = why.expect("in time").to_string();
+    assert!(why.contains("this member was removed from its cluster"), "{why}");
+    assert!(why.contains("member add"), "what to do: {why}");
+    let refused = crate::harness::etcdctl(&back.operator, &["put", "k", "w"], None).await;
+    assert!(refused.as_ref().is_err_and(|e| e.contains("stopped")), "{refused:?}");
+    back.stop().await;
+    // Nor did it disturb the others.
+    let after = servers[heir].as_ref().expect("it runs").chainfire.raft();
+    assert_eq!((after.term, after.role), (raft.term, raft.role));
+    assert_eq!(ok(through, &["get", "k", "--print-value-only"]).await, "v\n");
+    for s in servers.into_iter().flatten() {
+        s.stop().await;
+    }
+}
