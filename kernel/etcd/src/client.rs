@@ -12,7 +12,7 @@ use photon_base::{Error, Result};
 use photon_rt::{
     entropy,
     task::Tasks,
-    time::{Duration, now, sleep, timeout},
+    time::{Duration, Instant, now, sleep, timeout},
 };
 use rustls::ClientConfig;
 use std::{
@@ -42,16 +42,25 @@ pub struct Etcd(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     targets: Vec<Target>,
-    links: Vec<Mutex<Option<Channel>>>,
+    links: Vec<Mutex<Link>>,
     tls: Option<Arc<ClientConfig>>,
     current: AtomicUsize,
     login: Option<Login>,
     token: Mutex<Option<MetadataValue<Ascii>>>,
+    era: AtomicU64,
     patience: Duration,
     home: Bytes,
     cluster: AtomicU64,
     seen: AtomicI64,
     pub(crate) tasks: Tasks,
+}
+
+/// The connection to an endpoint.
+enum Link {
+    New,
+    Up(Channel),
+    /// It could not be made at that time.
+    Down(Instant, String),
 }
 
 /// Answers that say which cluster gave them, at which revision.
@@ -129,9 +138,10 @@ impl Etcd {
             return Err(Error::invalid("ca", "https endpoints need the authority of their certificates"));
         }
         let me = Etcd(Arc::new(Inner {
-            links: config.targets.iter().map(|_| Mutex::new(None)).collect(),
+            links: config.targets.iter().map(|_| Mutex::new(Link::New)).collect(),
             current: AtomicUsize::new(0),
             token: Mutex::new(None),
+            era: AtomicU64::new(0),
             cluster: AtomicU64::new(0),
             seen: AtomicI64::new(0),
             tasks: Tasks::new(),
@@ -187,14 +197,24 @@ impl Etcd {
     /// A connection to the endpoint in use.
     pub(crate) async fn wire(&self) -> Result<(usize, Wire), (usize, Fault)> {
         let at = self.0.current.load(SeqCst);
-        let away = |m: String| (at, Fault::Away(m));
+        let asked = now();
         let channel = {
             let mut link = self.0.links[at].lock().await;
-            match link.as_ref() {
-                Some(c) => c.clone(),
-                None => {
-                    let c = link::connect(&self.0.targets[at], self.0.tls.as_ref(), &self.0.tasks);
-                    link.insert(c.await.map_err(away)?).clone()
+            match &*link {
+                Link::Up(c) => c.clone(),
+                // Somebody tried while this waited: a dead endpoint costs everybody one such time, not one each.
+                Link::Down(since, why) if *since >= asked => return Err((at, Fault::Away(why.clone()))),
+                Link::New | Link::Down(..) => {
+                    match link::connect(&self.0.targets[at], self.0.tls.as_ref(), &self.0.tasks).await {
+                        Ok(c) => {
+                            *link = Link::Up(c.clone());
+                            c
+                        }
+                        Err(why) => {
+                            *link = Link::Down(now(), why.clone());
+                            return Err((at, Fault::Away(why)));
+                        }
+                    }
                 }
             }
         };
@@ -228,13 +248,25 @@ impl Etcd {
         Ok(token.clone())
     }
 
-    pub(crate) async fn forget_token(&self) {
-        *self.0.token.lock().await = None;
+    /// Counts the tokens used so far.
+    pub(crate) fn era(&self) -> u64 {
+        self.0.era.load(SeqCst)
+    }
+
+    /// Logs in again for the next call, unless somebody has done so since `era`.
+    pub(crate) async fn forget_token(&self, era: u64) {
+        let mut token = self.0.token.lock().await;
+        if self.0.era.compare_exchange(era, era + 1, SeqCst, SeqCst).is_ok() {
+            *token = None;
+        }
     }
 
     /// Leaves an endpoint that failed for the next one; its connection is made anew when its turn comes.
     pub(crate) async fn leave(&self, at: usize) {
-        *self.0.links[at].lock().await = None;
+        let mut link = self.0.links[at].lock().await;
+        if matches!(*link, Link::Up(_)) {
+            *link = Link::New;
+        }
         let next = (at + 1) % self.0.targets.len();
         let _ = self.0.current.compare_exchange(at, next, SeqCst, SeqCst); // others may have left it already
     }
@@ -264,6 +296,7 @@ impl Etcd {
         let until = now() + self.0.patience;
         let mut pace = self.pace();
         loop {
+            let era = self.era();
             let (at, fault) = match self.wire().await {
                 Err((at, Fault::Refused(s))) => {
                     tracing::debug!(endpoint = self.0.targets[at].url, error = %s, "refused");
@@ -281,7 +314,7 @@ impl Etcd {
                         Outcome::Final => return Err(Fault::Refused(s)),
                         Outcome::Token if self.0.login.is_none() => return Err(Fault::Refused(s)),
                         Outcome::Token => {
-                            self.forget_token().await;
+                            self.forget_token(era).await;
                             if now() >= until {
                                 return Err(Fault::Refused(s));
                             }

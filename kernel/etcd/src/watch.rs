@@ -195,6 +195,7 @@ impl Etcd {
         follow: &mut Follow,
         out: &mpsc::Sender<Result<Batch, Ended>>,
     ) -> Turn {
+        let era = self.era();
         let (at, wire) = match self.wire().await {
             Ok(w) => w,
             Err((at, fault)) => return Turn::Lost(Some(at), fault.to_string()),
@@ -212,7 +213,7 @@ impl Etcd {
         let mut client = WatchClient::new(wire).max_decoding_message_size(MESSAGE_MAX);
         let mut answers = match timeout(OPEN_MAX, "the watch", client.watch(requests)).await {
             Err(e) => return Turn::Lost(Some(at), e.to_string()),
-            Ok(Err(s)) => return self.broke(at, &s, out).await,
+            Ok(Err(s)) => return self.broke(at, era, &s, out).await,
             Ok(Ok(r)) => r.into_inner(),
         };
         let mut open = false;
@@ -224,7 +225,7 @@ impl Etcd {
             };
             let answer = match next {
                 Err(e) => return Turn::Lost(Some(at), e.to_string()),
-                Ok(Err(s)) => return self.broke(at, &s, out).await,
+                Ok(Err(s)) => return self.broke(at, era, &s, out).await,
                 Ok(Ok(None)) => return Turn::Lost(Some(at), "the stream ended".into()),
                 Ok(Ok(Some(a))) => a,
             };
@@ -236,7 +237,7 @@ impl Etcd {
                 Taken::Batches(b) => b,
                 Taken::Lost(why) => {
                     if why.contains("auth") {
-                        self.forget_token().await;
+                        self.forget_token(era).await;
                     }
                     return Turn::Lost(Some(at), why);
                 }
@@ -260,9 +261,15 @@ impl Etcd {
         }
     }
 
-    async fn broke(&self, at: usize, s: &tonic::Status, out: &mpsc::Sender<Result<Batch, Ended>>) -> Turn {
+    async fn broke(
+        &self,
+        at: usize,
+        era: u64,
+        s: &tonic::Status,
+        out: &mpsc::Sender<Result<Batch, Ended>>,
+    ) -> Turn {
         match Outcome::of(s) {
-            Outcome::Token => self.forget_token().await,
+            Outcome::Token => self.forget_token(era).await,
             Outcome::Final if s.code() == Code::PermissionDenied => {
                 let _ = out.send(Err(Ended::Refused(s.message().into()))).await; // nobody may read any more
                 return Turn::Done;
