@@ -241,6 +241,8 @@ impl ChainFire {
         }
         me.inner.tasks.spawn("chainfire-expire", crate::leases::expire(weak.clone()));
         me.inner.tasks.spawn("chainfire-beats", crate::leases::relay(weak.clone(), beats));
+        let every = me.inner.config.corrupt_check;
+        me.inner.tasks.spawn("chainfire-compare", crate::cluster::compare::watch(weak.clone(), every));
         me.inner.tasks.spawn("chainfire-heal", crate::heal::watch(weak.clone()));
         me.inner.tasks.spawn("chainfire-room", crate::room::watch(weak.clone()));
         me.inner.tasks.spawn("chainfire-sweep", sweep(weak));

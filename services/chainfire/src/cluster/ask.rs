@@ -2,7 +2,10 @@
 //! Raft. The first bytes of a connection tell which of the two it is. Whoever is let in there is a member
 //! (the listener's TLS sees to it), so that a call counts as an operator's; but only those below are served.
 
-use super::connect::{AddressBook, Connect};
+use super::{
+    compare,
+    connect::{AddressBook, Connect},
+};
 use crate::store::Inner;
 use axum::body::Body;
 use http::{Request, Response, StatusCode};
@@ -103,14 +106,23 @@ pub(super) async fn serve(
 }
 
 async fn answer(inner: Option<Arc<Inner>>, r: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    let refuse = |code: StatusCode| {
+    let status = |code: StatusCode| {
         let mut r = Response::new(Body::empty());
         *r.status_mut() = code;
         Ok(r)
     };
-    let Some(inner) = inner else { return refuse(StatusCode::SERVICE_UNAVAILABLE) };
+    let Some(inner) = inner else { return status(StatusCode::SERVICE_UNAVAILABLE) };
+    if r.uri().path() == compare::DIFFERS {
+        let Some((at, hash)) = r.uri().query().and_then(compare::parse) else {
+            return status(StatusCode::BAD_REQUEST);
+        };
+        return status(match (crate::ChainFire { inner }).differs(at, hash).await {
+            Ok(()) => StatusCode::OK,
+            Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+        });
+    }
     if !SERVED.contains(&r.uri().path()) {
-        return refuse(StatusCode::NOT_FOUND);
+        return status(StatusCode::NOT_FOUND);
     }
     let mut r = r.map(Body::new);
     r.extensions_mut().insert(crate::Scope::Operator);

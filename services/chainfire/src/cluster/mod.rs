@@ -6,6 +6,7 @@
 //! asks them for its number, and learns the rest from the log.
 
 mod ask;
+pub(crate) mod compare;
 mod connect;
 mod join;
 mod roster;

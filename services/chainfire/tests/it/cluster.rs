@@ -20,6 +20,8 @@ pub struct Place {
     pub name: String,
     pub dir: tempfile::TempDir,
     peers: SocketAddr,
+    /// How often the leader compares.
+    pub compare: Duration,
 }
 
 impl Place {
@@ -27,7 +29,8 @@ impl Place {
     pub async fn new(name: &str) -> (Place, TcpListener) {
         let socket = photon_rt::net::listen(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("loopback");
         let peers = socket.local_addr().expect("address");
-        (Place { name: name.into(), dir: tempfile::tempdir().expect("temp dir"), peers }, socket)
+        let dir = tempfile::tempdir().expect("temp dir");
+        (Place { name: name.into(), dir, peers, compare: Duration::from_secs(3_600) }, socket)
     }
 
     pub fn founder(&self) -> Founder {
@@ -57,6 +60,7 @@ impl Place {
             name: self.name.clone(),
             peering: Some(self.peering(initial, existing)),
             client_urls: vec![format!("http://client-of-{}", self.name)],
+            corrupt_check: self.compare,
             // So small that a test's keys get into tables, and are read from there.
             engine: FjallOptions { write_buffer: 64 << 10, cache: 1 << 10 },
             ..ChainFireConfig::new(dir)

@@ -5,6 +5,10 @@ use crate::{
     harness::{Server, etcdctl, ok},
 };
 use chainfire::cluster::{Founder, rejoin};
+use photon_kv::{
+    Direction,
+    engine::{Batch, Engine, FjallEngine, FjallOptions, KeyRange, Space},
+};
 use photon_rt::time::{Duration, timeout};
 use std::{
     os::unix::fs::FileExt,
@@ -135,6 +139,7 @@ async fn a_damaged_state_is_never_served_and_comes_back_from_the_leader() {
     // It serves and votes as before.
     servers[1] = Some(back);
     servers[2].take().expect("runs").stop().await;
+    until("a leader", async || leader(&servers).is_some()).await;
     fill(&url(&servers), 160..162).await;
     stop(servers).await;
 }
@@ -170,6 +175,7 @@ async fn a_damaged_log_stops_the_member_until_it_rejoins_under_a_new_number() {
     .await;
     servers[1] = Some(back);
     servers[2].take().expect("runs").stop().await;
+    until("a leader", async || leader(&servers).is_some()).await;
     fill(&url, 20..25).await;
     let all = own(servers[0].as_ref().expect("runs")).await;
     until("it to have all", async || own(servers[1].as_ref().expect("runs")).await == all).await;
@@ -251,4 +257,52 @@ async fn a_restored_snapshot_is_a_new_cluster_without_the_old_members() {
         chainfire::cluster::Peering::new(alone.clone(), std::sync::Arc::new(chainfire::cluster::PlainTcp));
     drop(same);
     again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_holds_something_else_is_found_out_and_made_right() {
+    let (mut places, known, mut servers) = three().await;
+    until("a leader", async || leader(&servers).is_some()).await;
+    let urls: Vec<String> = servers.iter().flatten().map(|s| s.operator.clone()).collect();
+    fill(&urls[0], 0..10).await;
+    until("the founders to be written down", async || {
+        ok(&urls[0], &["member", "list"]).await.lines().count() == 3
+    })
+    .await;
+    let whole = own(servers[0].as_ref().expect("runs")).await.expect("whole");
+    for s in &mut servers {
+        s.take().expect("runs").stop().await;
+    }
+    // Not damage that a checksum shows: another value, well written.
+    {
+        let spaces = ["latest", "data", "events", "lease", "meta"];
+        let state = places[1].dir.path().join("state");
+        let e = FjallEngine::open(&state, &spaces, FjallOptions::default()).expect("open");
+        let view = e.view();
+        let mut batch = Batch::default();
+        for space in [Space(0), Space(1)] {
+            let (k, v) =
+                view.scan(space, KeyRange::all(), Direction::Forward).next().expect("one").expect("read");
+            let mut other = v.to_vec();
+            *other.last_mut().expect("not empty") ^= 1;
+            batch.put(space, k, other);
+        }
+        e.write(batch).and_then(|()| e.persist()).expect("write");
+    }
+    for (i, p) in places.iter_mut().enumerate() {
+        p.compare = Duration::from_millis(500);
+        servers[i] = Some(p.start(&known, false, None).await);
+    }
+    let why =
+        timeout(Duration::from_secs(60), "the end", servers[1].as_ref().expect("runs").chainfire.ended());
+    let why = why.await.expect("it ends");
+    assert!(why.contains("differs"), "{why}");
+    servers[1].take().expect("runs").stop().await;
+    let back = places[1].start(&known, false, None).await;
+    until("the state to be right", async || own(&back).await.is_ok_and(|has| has == whole)).await;
+    servers[1] = Some(back);
+    // The others went on.
+    ok(&servers[0].as_ref().expect("runs").operator, &["put", "k", "v"]).await;
+    assert_eq!(ok(&servers[2].as_ref().expect("runs").operator, &["alarm", "list"]).await, "");
+    stop(servers).await;
 }
