@@ -4,6 +4,7 @@
 mod chainfire;
 mod client;
 mod coordinator;
+mod etcd;
 mod images;
 mod import;
 mod input;

@@ -1,0 +1,153 @@
+//! Called as `etcd`, photon is one: what starts an etcd starts ChainFire.
+
+use photon_auth::{Authority, Leaf};
+use photon_lab::cloud::photon_exe;
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A process that ends with the value.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn ports<const N: usize>() -> [u16; N] {
+    let sockets = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("loopback"));
+    sockets.map(|s| s.local_addr().expect("address").port())
+}
+
+fn etcd(dir: &Path, args: &[String]) -> Running {
+    let name: PathBuf = dir.join("etcd");
+    if !name.exists() {
+        std::os::unix::fs::symlink(photon_exe(), &name).expect("a link");
+    }
+    let mut command = Command::new(name);
+    command.args(args).current_dir(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Running(command.spawn().expect("starts"))
+}
+
+fn etcdctl(args: &[&str]) -> Result<String, String> {
+    let out = Command::new("etcdctl").args(args).output().expect("etcdctl is missing: run ./dev setup");
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+}
+
+/// Until it serves.
+fn ok(args: &[&str]) -> String {
+    let begun = Instant::now();
+    loop {
+        match etcdctl(args) {
+            Ok(out) => return out,
+            Err(e) if begun.elapsed() > Duration::from_secs(60) => panic!("etcdctl {args:?}: {e}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// As in "Clustering guide", section "Static", of etcd's documentation.
+#[test]
+fn three_members_by_the_flags_of_etcds_guide() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let [c0, c1, c2, p0, p1, p2] = ports::<6>();
+    let all =
+        format!("infra0=http://127.0.0.1:{p0},infra1=http://127.0.0.1:{p1},infra2=http://127.0.0.1:{p2}");
+    let members: Vec<Running> = [(c0, p0), (c1, p1), (c2, p2)]
+        .into_iter()
+        .enumerate()
+        .map(|(i, (client, peer))| {
+            let (client, peer) = (format!("http://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+            let words = [
+                ("--name", format!("infra{i}")),
+                ("--initial-advertise-peer-urls", peer.clone()),
+                ("--listen-peer-urls", peer),
+                ("--listen-client-urls", client.clone()),
+                ("--advertise-client-urls", client),
+                ("--initial-cluster-token", "etcd-cluster-1".into()),
+                ("--initial-cluster", all.clone()),
+                ("--initial-cluster-state", "new".into()),
+            ];
+            let args: Vec<String> = words.into_iter().flat_map(|(n, v)| [n.to_string(), v]).collect();
+            etcd(dir.path(), &args)
+        })
+        .collect();
+    let (a, c) = (format!("http://127.0.0.1:{c0}"), format!("http://127.0.0.1:{c2}"));
+    ok(&["--endpoints", &a, "put", "foo", "bar"]);
+    assert_eq!(ok(&["--endpoints", &c, "get", "foo", "--print-value-only"]), "bar\n");
+    assert_eq!(ok(&["--endpoints", &c, "member", "list"]).lines().count(), 3);
+    assert!(dir.path().join("infra1.etcd").is_dir(), "etcd's own default folder");
+    drop(members);
+}
+
+/// The manifest that kubeadm 1.31 writes, and its probes.
+#[test]
+fn one_member_by_the_flags_of_kubeadm() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let now = photon_rt::time::wall();
+    let ca = Authority::open(&dir.path().join("ca"), "kubernetes", now).expect("authority");
+    let leaf = Leaf {
+        identity: "host/node".parse().expect("identity"),
+        dns: vec!["localhost".into()],
+        addresses: vec!["127.0.0.1".parse().expect("address"), "127.0.0.2".parse().expect("address")],
+        valid: Duration::from_secs(86_400),
+    };
+    let pair = ca.issue(&leaf, now).expect("certificate");
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("write");
+        path.display().to_string()
+    };
+    let (cert, key) = (file("server.crt", &pair.cert_pem), file("server.key", &pair.key_pem));
+    let authority = file("ca.crt", ca.cert_pem());
+    let [client, peer, metrics] = ports::<3>();
+    let line = format!(
+        "--advertise-client-urls=https://127.0.0.2:{client} --cert-file={cert} --client-cert-auth=true \
+         --data-dir={data} --experimental-initial-corrupt-check=true \
+         --experimental-watch-progress-notify-interval=5s --initial-advertise-peer-urls=https://127.0.0.2:{peer} \
+         --initial-cluster=node=https://127.0.0.2:{peer} --key-file={key} \
+         --listen-client-urls=https://127.0.0.1:{client},https://127.0.0.2:{client} \
+         --listen-metrics-urls=http://127.0.0.1:{metrics} --listen-peer-urls=https://127.0.0.2:{peer} --name=node \
+         --peer-cert-file={cert} --peer-client-cert-auth=true --peer-key-file={key} \
+         --peer-trusted-ca-file={authority} --snapshot-count=10000 --trusted-ca-file={authority}",
+        data = dir.path().join("data").display(),
+    );
+    let args: Vec<String> = line.split_whitespace().map(String::from).collect();
+    let running = etcd(dir.path(), &args);
+    for address in ["127.0.0.1", "127.0.0.2"] {
+        let url = format!("https://{address}:{client}");
+        let with = ["--endpoints", &url, "--cacert", &authority, "--cert", &cert, "--key", &key];
+        ok(&[&with[..], &["put", "registry", address]].concat());
+        assert!(
+            etcdctl(&[
+                "--endpoints",
+                &url,
+                "--cacert",
+                &authority,
+                "get",
+                "registry",
+                "--command-timeout=2s"
+            ])
+            .is_err(),
+            "strangers are let in"
+        );
+    }
+    for page in ["health?serializable=true", "readyz", "metrics"] {
+        let out = Command::new("curl")
+            .args(["-sSf", &format!("http://127.0.0.1:{metrics}/{page}")])
+            .output()
+            .expect("curl");
+        assert!(out.status.success(), "{page}: {}", String::from_utf8_lossy(&out.stderr));
+    }
+    drop(running);
+    // What is not possible is said, not overlooked.
+    let refused = Command::new(dir.path().join("etcd")).arg("--auto-tls").output().expect("runs");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("auto-tls"));
+}
