@@ -28,6 +28,9 @@ fn reserve(total: u64) -> u64 {
     (total / 50).clamp(LEAST, MOST).min(total / 4)
 }
 
+/// A file whose presence says that the alarm is the member's own.
+const MARK: &str = "disk.full";
+
 /// Between two looks, with much room and with little.
 const CALM: Duration = Duration::from_secs(1);
 const CLOSE: Duration = Duration::from_millis(100);
@@ -93,16 +96,25 @@ pub(crate) async fn watch(inner: Weak<Inner>) {
         }
         let alarm = AlarmMember { member_id: me.inner.member_id, alarm: AlarmType::Nospace as i32 };
         let raised = me.published().rules.alarms.contains(&alarm);
-        // One that was there at the start is of this member's run before. An operator's own stays.
-        let ours = ours.get_or_insert(raised);
+        // An operator's own stays, also when this member starts again: a file says which are its own.
+        let mark = me.inner.data_dir.as_ref().map(|d| d.join(MARK)).unwrap_or_default();
+        let ours = ours.get_or_insert_with(|| raised && mark.exists());
         let action = match (now, raised) {
             (true, false) => AlarmAction::Activate,
             (false, true) if *ours => AlarmAction::Deactivate,
             _ => continue,
         };
         let r = AlarmRequest { action: action as i32, member_id: alarm.member_id, alarm: alarm.alarm };
+        if now && let Err(e) = photon_rt::fs::write_atomic(&mark, b"", 0o600) {
+            tracing::warn!(error = %e, "after a restart, an operator has to take the alarm back");
+        }
         match me.propose(&Who::cloud(), Op::Alarm(r)).await {
-            Ok(_) => *ours = now,
+            Ok(_) => {
+                *ours = now;
+                if !now {
+                    let _ = photon_rt::fs::remove_file(&mark); // one too many does no harm while there is no alarm
+                }
+            }
             Err(e) => tracing::debug!(error = %e, "the alarm is changed later"),
         }
     }

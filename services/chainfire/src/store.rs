@@ -194,7 +194,7 @@ impl ChainFire {
         let (machine, shared) = photon_rt::task::blocking(move || StateMachine::open(engine, ring))
             .await
             .map_err(|e| refuse(e.to_string()))?;
-        if let Some(dir) = data_dir.clone().filter(|_| shared.published().revision <= 1) {
+        if let Some(dir) = data_dir.clone().filter(|_| photon_raft::Machine::applied(&machine).index == 0) {
             let remnant = photon_rt::task::blocking(move || crate::heal::is_remnant(&dir)).await?;
             shared.whole.store(!remnant, Ordering::Release);
         }
