@@ -105,7 +105,27 @@ pub fn serve_peers(
 
 /// Waits until the store knows everything that was acknowledged: a node that comes, or comes back, catches up with
 /// the others first; without a quorum of them there is nothing to start on. Says what it waits for.
-pub async fn catch_up(store: &ChainFire, reporter: &Reporter) {
+pub async fn catch_up(store: &ChainFire, reporter: &Reporter) -> Result<()> {
+    tokio::select! {
+        () = caught_up(store, reporter) => Ok(()),
+        e = failed(store) => Err(e),
+    }
+}
+
+/// The store's end, if it ends by itself, in words for a node of a cloud.
+pub async fn failed(store: &ChainFire) -> Error {
+    let e = store.failed().await;
+    if store.raft().removed { gone(e.what) } else { e }
+}
+
+/// The error of a node that is not of the cloud any more.
+fn gone(why: impl std::fmt::Display) -> Error {
+    Error::new(Code::Denied, "this node is not of the cloud any more: it was removed")
+        .why(why)
+        .hint("to come back as a new node: remove its data folder, then photon join ADDRESS --token T")
+}
+
+async fn caught_up(store: &ChainFire, reporter: &Reporter) {
     let begun = now();
     let mut said = begun;
     while let Err(e) = store.caught_up().await {
@@ -181,9 +201,7 @@ pub async fn start(
     tasks: &Tasks,
 ) -> Result<()> {
     if !nodes::agent::report(store, &facts(config)?, &*seats).await? {
-        return Err(Error::new(Code::Denied, format!("node {} is not of this cloud any more", config.node))
-            .why("it was removed, or its name was given to another machine")
-            .hint("to come back as a new node: remove its data folder, then photon join ADDRESS --token T"));
+        return Err(gone("its record is gone, or another machine's"));
     }
     nodes::agent::follow_learners(store.clone(), seats.clone(), tasks);
     let look = neighbours::look(gossip, config.node.clone());

@@ -141,7 +141,7 @@ async fn own(
     let peers = photon_rt::net::listen(SocketAddr::new(config.listen, config.port(2380)?)).await?;
     let chainfire = ChainFire::open(c).await?;
     cluster::serve_peers(&chainfire, peers, identity, certificate)?;
-    cluster::catch_up(&chainfire, reporter).await;
+    cluster::catch_up(&chainfire, reporter).await?;
     Ok(chainfire)
 }
 
