@@ -100,12 +100,7 @@ impl Coordinator {
     /// Why the store ended, when it does by itself; a foreign one only stops to answer.
     pub async fn failed(&self) -> Error {
         match self {
-            Coordinator::Own(c) => match c.failed().await {
-                e if e.code == Code::Conflict => {
-                    e.hint("to use the machine again: photon join, with an empty data folder")
-                }
-                e => e,
-            },
+            Coordinator::Own(c) => cluster::failed(c).await,
             Coordinator::Foreign { .. } => std::future::pending().await,
         }
     }
