@@ -23,7 +23,7 @@ fn tour() -> Vec<String> {
         blocks.iter().flat_map(|b| b.lines()).map(command).filter(|l| !l.is_empty()).collect();
     let named = readme.lines().filter(|l| l.starts_with("photon ")).count();
     let run = commands.iter().filter(|c| c.starts_with("photon ")).count();
-    assert_eq!((blocks.len(), run), (2, named), "a command of README.md is outside of its tour");
+    assert_eq!((blocks.len(), run), (3, named), "a command of README.md is outside of its tour");
     commands
 }
 
@@ -149,8 +149,9 @@ fn tour_of_the_readme() {
     let before = Traces::now();
     let dir = tempfile::Builder::new().prefix("pt").rand_bytes(5).tempdir_in("/tmp").expect("folder");
     let mut shell = Shell::start(dir.path());
+    shell.run("rm -rf /tmp/photon-second", Duration::from_secs(5)); // of a run that was cut off
     let commands = tour();
-    assert!(commands.len() >= 21, "{commands:?}");
+    assert!(commands.len() >= 27, "{commands:?}");
     for c in &commands {
         let long = Duration::from_secs(600);
         if c.starts_with("photon vm console") {
@@ -180,11 +181,22 @@ fn tour_of_the_readme() {
             } else if c.starts_with("photon vm list") {
                 assert!(printed.contains("running") && printed.contains("10.20.0.3"), "{printed}");
             }
+            if c.starts_with("photon node list") {
+                assert!(printed.contains("second") && printed.contains("leader"), "{printed}");
+            }
+            if c.contains("/tmp/photon-second project list") {
+                assert!(printed.contains("demo"), "{printed}");
+            }
             if c.starts_with("photon image list") {
                 assert!(printed.contains("tiny") && printed.contains("ready"), "{printed}");
             }
         }
     }
+    // The second machine has gone by itself; this only finds it so.
+    shell.run(
+        "photon --data-dir /tmp/photon-second down && rm -rf /tmp/photon-second",
+        Duration::from_secs(60),
+    );
     let again = shell.run("./dev up --detach", Duration::from_secs(120));
     assert!(again.contains("running already"), "{again}");
     for c in [
