@@ -16,6 +16,7 @@ pub struct Hosts {
     tag: String,
     net: [u8; 2],
     hosts: Vec<Option<Child>>,
+    mounts: Vec<String>,
     pub dir: tempfile::TempDir,
 }
 
@@ -32,7 +33,7 @@ impl Hosts {
         let tag = format!("{:x}-{id}", std::process::id());
         let hosts = (0..count).map(|_| None).collect();
         let dir = tempfile::Builder::new().prefix("phlab").tempdir().expect("temp dir");
-        let h = Hosts { tag, net: [97, id as u8], hosts, dir };
+        let h = Hosts { tag, net: [97, id as u8], hosts, mounts: Vec::new(), dir };
         let hub = h.hub();
         run("ip", &["netns", "add", &hub]);
         run(
@@ -76,6 +77,15 @@ impl Hosts {
     /// A host's folder.
     pub fn folder(&self, host: usize) -> PathBuf {
         self.dir.path().join(host.to_string())
+    }
+
+    /// Gives a host a small disk of `megabytes` (in memory) as its folder `data`.
+    pub fn small_disk(&mut self, host: usize, megabytes: u64) {
+        let data = self.folder(host).join("data");
+        std::fs::create_dir_all(&data).expect("folder");
+        let path = data.display().to_string();
+        run("mount", &["-t", "tmpfs", "-o", &format!("size={megabytes}m,mode=700"), "lab", &path]);
+        self.mounts.push(path);
     }
 
     /// Runs a program on a host; its output goes to `log` in the host's folder.
@@ -192,5 +202,8 @@ impl Drop for Hosts {
             let _ = Command::new("ip").args(["netns", "del", &self.netns(host)]).status();
         }
         let _ = Command::new("ip").args(["netns", "del", &self.hub()]).status();
+        for path in &self.mounts {
+            let _ = Command::new("umount").args(["-l", path]).status();
+        }
     }
 }

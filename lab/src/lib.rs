@@ -12,3 +12,4 @@ pub mod history;
 pub mod host;
 pub mod hosts;
 pub mod proxy;
+pub mod promises;
