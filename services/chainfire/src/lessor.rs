@@ -4,7 +4,12 @@
 //! granted, by less than [`RECORD_EVERY`] and the time without a leader, never shorter. A lease that is
 //! kept alive has its record taken back before the answer, or a crash would shorten it.
 
-use crate::{EtcdError, EtcdResult, Scope, command::Left, model::LeaseEffect};
+use crate::{
+    EtcdError, EtcdResult, Scope,
+    command::Left,
+    model::LeaseEffect,
+    plant::{Plant, planted},
+};
 use photon_rt::time::{Duration, Instant};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -95,6 +100,7 @@ impl Lessor {
                     }
                     t.leases.insert(id, timer);
                 }
+                LeaseEffect::Revoked { .. } if planted(Plant::LeaseResurrected) => {}
                 LeaseEffect::Revoked { id } => t.remove(id),
             }
         }
@@ -131,7 +137,8 @@ impl Lessor {
         for id in ids {
             let Some(mut timer) = t.leases.get(&id).copied() else { continue };
             timer.ending = false;
-            let deadline = after(if timer.left > 0 { timer.left } else { timer.ttl });
+            let left = if timer.left > 0 { timer.left } else { timer.ttl };
+            let deadline = after(if planted(Plant::LeaseShort) { 1 } else { left });
             t.move_deadline(id, &mut timer, deadline);
             t.leases.insert(id, timer);
         }

@@ -31,6 +31,7 @@ mod login;
 mod machine;
 #[allow(missing_docs, reason = "internal; public items are for the rooms of this crate")]
 mod model;
+mod plant;
 mod queue;
 pub mod recover;
 mod room;

@@ -52,13 +52,69 @@ impl PartialEq for Told {
 
 type Watch = Arc<Mutex<Watched<Told>>>;
 
+/// A watch of everything through each host, and what they told.
+pub struct Watches {
+    tasks: JoinSet<()>,
+    told: Vec<Watch>,
+}
+
+impl Watches {
+    pub fn begin(members: &Members) -> Watches {
+        let mut w = Watches { tasks: JoinSet::new(), told: Vec::new() };
+        members.channels.iter().for_each(|c| w.also(c));
+        w
+    }
+
+    /// One more, from the first revision.
+    fn also(&mut self, channel: &Channel) {
+        let told = Watch::default();
+        self.tasks.spawn(watcher(channel.clone(), told.clone()));
+        self.told.push(told);
+    }
+
+    /// The newest version of a key that any of them told.
+    pub fn newest(&self, key: &str) -> Option<(i64, Told)> {
+        let newest = |w: &Watch| {
+            let w = w.lock().expect("not poisoned");
+            w.told.iter().rev().find(|(_, t)| t.key == key).cloned()
+        };
+        self.told.iter().filter_map(newest).max_by_key(|(revision, _)| *revision)
+    }
+
+    /// Waits until each, and one that begins now, has told everything. Those of members that don't run are
+    /// left out.
+    pub async fn end(mut self, members: &mut Members) -> Vec<Watched<Told>> {
+        let runs = |h: &usize| members.hosts.runs(*h);
+        let running: Vec<usize> = (0..members.channels.len()).filter(runs).collect();
+        let channel = members.channels[running[0]].clone();
+        let mut all: Vec<Watch> = running.iter().map(|h| self.told[*h].clone()).collect();
+        self.also(&channel);
+        all.extend(self.told.last().cloned());
+        // A last change that all of them must tell. One that had to be tried again is told as often.
+        let put = PutRequest { key: LAST.into(), ..Default::default() };
+        members
+            .until("a last write", async |_| KvClient::new(channel.clone()).put(put.clone()).await.is_ok())
+            .await;
+        let ends =
+            |w: &Watch| w.lock().expect("not poisoned").told.last().is_some_and(|(_, t)| t.key == LAST);
+        members.until("all watches to tell everything", async |_| all.iter().all(ends)).await;
+        self.tasks.shutdown().await;
+        let mut all: Vec<Watched<Told>> =
+            all.iter().map(|w| w.lock().expect("not poisoned").clone()).collect();
+        all.iter_mut().for_each(|w| w.told.retain(|(_, t)| t.key != LAST));
+        all
+    }
+}
+
+const LAST: &str = "last";
+
 /// A load that goes on until it is ended.
 pub struct Load {
     stop: Arc<AtomicBool>,
     clients: JoinSet<Vec<Operation>>,
     leases: JoinSet<Vec<Leased>>,
-    watchers: JoinSet<()>,
-    watched: Vec<Watch>,
+    compactor: JoinSet<()>,
+    watches: Watches,
     compacts: bool,
 }
 
@@ -72,7 +128,7 @@ pub struct Seen {
 impl Load {
     pub fn begin(members: &Members, seed: u64, compacts: bool) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
-        let (mut clients, mut leases, mut watchers) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        let (mut clients, mut leases, mut compactor_task) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
         let all = &members.channels;
         for id in 0..CLIENTS {
             clients.spawn(client(id, seed, all.clone(), stop.clone()));
@@ -83,14 +139,10 @@ impl Load {
         for id in 0..3 {
             leases.spawn(lessee(id, seed, all.clone(), stop.clone()));
         }
-        let watched: Vec<Watch> = all.iter().map(|_| Watch::default()).collect();
-        for (c, w) in all.iter().zip(&watched) {
-            watchers.spawn(watcher(c.clone(), w.clone()));
-        }
         if compacts {
-            watchers.spawn(compactor(all.clone()));
+            compactor_task.spawn(compactor(all.clone()));
         }
-        Load { stop, clients, leases, watchers, watched, compacts }
+        Load { stop, clients, leases, compactor: compactor_task, watches: Watches::begin(members), compacts }
     }
 
     /// Ends it, waits until all watches told everything, and checks what was seen. `crooked`: see
@@ -111,33 +163,8 @@ impl Load {
                 }
             })
             .await;
-        // One that begins now: from the first revision, or the first that is left.
-        let fresh = Watch::default();
-        self.watchers.spawn(watcher(channel.clone(), fresh.clone()));
-        let mut all: Vec<Watch> = self
-            .watched
-            .iter()
-            .enumerate()
-            .filter(|(h, _)| members.hosts.runs(*h))
-            .map(|(_, w)| w.clone())
-            .collect();
-        all.push(fresh);
-        // The last change that all of them must tell.
-        let put = PutRequest { key: "k-end".into(), value: "end".into(), ..Default::default() };
-        members
-            .until("a last write", async |_| KvClient::new(channel.clone()).put(put.clone()).await.is_ok())
-            .await;
-        let ends = |w: &Watch| {
-            w.lock().expect("not poisoned").told.iter().rev().take(8).any(|(_, t)| t.key == "k-end")
-        };
-        members.until("all watches to tell everything", async |_| all.iter().all(ends)).await;
-        self.watchers.shutdown().await;
-        let mut all: Vec<Watched<Told>> =
-            all.iter().map(|w| w.lock().expect("not poisoned").clone()).collect();
-        // A last write that had to be tried again may be told as often.
-        for w in &mut all {
-            w.told.retain(|(_, t)| t.key != "k-end");
-        }
+        self.compactor.shutdown().await;
+        let all = self.watches.end(members).await;
         if !self.compacts && all.iter().any(|w| !w.compacted.is_empty()) {
             return Err("a watch was told of a compaction that nobody asked for".into());
         }

@@ -7,6 +7,7 @@
 //! `PHOTON_LAB_SCENARIO` names a scenario, or `all`.
 
 mod load;
+mod locks;
 mod members;
 mod report;
 mod run;
@@ -16,7 +17,7 @@ use load::Load;
 use members::{Members, Product};
 use photon_rt::entropy::Rng;
 use report::Report;
-use scenarios::{ALL, Scenario};
+use scenarios::{ALL, PLANTED, Scenario};
 use std::time::{Duration, Instant};
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -50,7 +51,7 @@ async fn chainfire_scenarios() {
         if peer && s.etcd {
             // For its times. What its histories are like is not ours to judge, but it is told.
             let etcd = run::play(s, Product::Etcd, seed, None).await;
-            report.run(&format!("  the same on etcd"), &etcd);
+            report.run("  the same on etcd", &etcd);
             if let (Ok(ours), Ok(etcd)) = (&ours, &etcd) {
                 let ratio = ours.gap.as_secs_f64() / etcd.gap.as_secs_f64();
                 report.line(&format!("  longest gap, ours by etcd's: {ratio:.2}"));
@@ -62,6 +63,25 @@ async fn chainfire_scenarios() {
     }
     report.save();
     assert!(failed.is_empty(), "seed {seed}, failed: {}", failed.join(", "));
+}
+
+/// What nobody notices is not checked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chainfire_planted_bugs_are_caught() {
+    for (bug, says, scenario) in PLANTED {
+        match run::play(scenario, Product::Photon, setting("PHOTON_LAB_SEED", 1), Some(bug)).await {
+            Err(e) if e.contains(says) => println!("{bug} is caught: {e}"),
+            Err(e) => panic!("{bug} is caught as something else: {e}"),
+            Ok(_) => panic!("{bug} is not caught"),
+        }
+    }
+    // Holders that don't wait for their turn, and clients that don't show their token.
+    for (bug, blind) in [(Some("LockUnfair"), false), (None, true)] {
+        match locks::play(2, blind, bug).await {
+            Err(e) => println!("{bug:?}, blind: {blind}, is caught: {e}"),
+            Ok(held) => panic!("{bug:?}, blind: {blind}, is not caught in {} acts", held.acts),
+        }
+    }
 }
 
 /// One fault, and its end.

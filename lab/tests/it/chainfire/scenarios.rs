@@ -369,3 +369,41 @@ pub const ALL: &[Scenario] = &[
         ..THREE
     },
 ];
+
+/// A bug of ours (`chainfire`'s `plant.rs`), the shortest scenario that shows it, and what is said then.
+pub const PLANTED: &[(&str, &str, Scenario)] = &[
+    ("StaleRead", "stale", Scenario { script: &[Isolate(Follower), Wait(2_000), Heal, Serves], ..THREE }),
+    (
+        "WatchGap",
+        "does not tell of revision",
+        Scenario {
+            compacts: true,
+            script: &[Kill(Follower), Wait(8_000), Run(Follower), Serves, Wait(3_000)],
+            ..THREE
+        },
+    ),
+    (
+        "WatchForgets",
+        "does not tell of revision",
+        Scenario { script: &[Kill(Follower), Wait(1_000), Run(Follower), Serves, Wait(1_000)], ..THREE },
+    ),
+    ("LeaseResurrected", "a lease came back to life", Scenario { script: &[Wait(9_000)], ..THREE }),
+    (
+        "LeaseShort",
+        "a lease ended before its time",
+        Scenario {
+            script: &[
+                Pause(Leader),
+                Wait(4_000),
+                Resume(Leader),
+                Serves,
+                Look,
+                Pause(Leader),
+                Wait(4_000),
+                Resume(Leader),
+                Serves,
+            ],
+            ..THREE
+        },
+    ),
+];

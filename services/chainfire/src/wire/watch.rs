@@ -6,6 +6,7 @@ use crate::{
     command::MAX_REQUEST,
     hub::{Cursor, Gone, Interest},
     model::{Change, Changes, auth::Auth},
+    plant::{Plant, planted},
     who::Who,
 };
 use bytes::Bytes;
@@ -192,6 +193,7 @@ impl Session {
         self.send(created, revision).await?;
         // A start below the compaction is told so, even where the ring still has the events.
         let next = if c.start_revision > 0 { c.start_revision } else { revision + 1 };
+        let next = if planted(Plant::WatchGap) { next.max(state.compacted) } else { next };
         if c.start_revision > 0 && next < state.compacted {
             return self.gone(id, Gone(state.compacted)).await;
         }
