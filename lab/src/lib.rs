@@ -11,5 +11,5 @@ pub mod cloud;
 pub mod history;
 pub mod host;
 pub mod hosts;
-pub mod proxy;
 pub mod promises;
+pub mod proxy;

@@ -321,13 +321,14 @@ async fn lessee(id: u64, seed: u64, channels: Vec<Channel>, stop: Arc<AtomicBool
             let revoke = LeaseRevokeRequest { id: lease.id };
             let _ =
                 tokio::time::timeout(ANSWER_MAX, LeaseClient::new(any(&mut rng)).lease_revoke(revoke)).await;
-        } else if rng.percent(50) {
-            // After its time; it must not come back.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        } else {
             tokio::time::sleep(ttl + Duration::from_millis(rng.below(2_000))).await;
-            let at = Instant::now();
-            if let Ok(Ok(alive)) = tokio::time::timeout(ANSWER_MAX, beat(any(&mut rng), lease.id)).await {
-                l.beats.push((at, alive));
-            }
+        }
+        // After its time; it must not come back.
+        let at = Instant::now();
+        if let Ok(Ok(alive)) = tokio::time::timeout(ANSWER_MAX, beat(any(&mut rng), lease.id)).await {
+            l.beats.push((at, alive));
         }
         all.push(l);
     }

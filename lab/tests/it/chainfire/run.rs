@@ -140,8 +140,15 @@ impl Play {
     }
 
     async fn step(&mut self, step: Step) {
-        let harmless =
-            matches!(step, Step::Wait(_) | Step::Look | Step::Serves | Step::Refuses(_) | Step::CaughtUp(_));
+        let harmless = matches!(
+            step,
+            Step::Wait(_)
+                | Step::Look
+                | Step::Serves
+                | Step::Refuses(_)
+                | Step::BySnapshot
+                | Step::CaughtUp(_)
+        );
         if !harmless {
             self.fault.get_or_insert_with(Instant::now);
         }
@@ -232,6 +239,13 @@ impl Play {
                 }
                 self.note("NOSPACE after", begun);
             }
+            Step::BySnapshot => {
+                let carried = |h: &usize| {
+                    let log = std::fs::read_to_string(self.members.hosts.folder(*h).join("log"));
+                    log.is_ok_and(|l| l.contains("snapshot carried"))
+                };
+                assert!(self.running().iter().any(carried), "the log still had everything");
+            }
             Step::CaughtUp(w) => {
                 let (h, other) =
                     (self.hosts(w)[0], self.running().into_iter().find(|o| !self.hosts(w).contains(o)));
@@ -266,25 +280,27 @@ impl Play {
         self.look().await;
     }
 
-    /// Values of 64 KiB, each to a key of its own, eight at a time.
+    /// Values of 4 KiB, each to a key of its own, 64 at a time: many entries, as the log keeps the last ones
+    /// however small they are.
     async fn bulk(&mut self, megabytes: u64) {
         let channel = self.members.channels[self.leader].clone();
         let mut rng = photon_rt::entropy::Rng::new(megabytes);
-        for n in 0..megabytes * 2 {
-            let mut all = tokio::task::JoinSet::new();
-            for i in 0..8 {
-                let value: Vec<u8> = (0..8 << 10).flat_map(|_| rng.below(u64::MAX).to_le_bytes()).collect();
-                let put =
-                    PutRequest { key: format!("b{n}-{i}").into(), value: value.into(), ..Default::default() };
-                let mut kv = KvClient::new(channel.clone());
-                all.spawn(async move {
+        let value: Vec<u8> = (0..512).flat_map(|_| rng.below(u64::MAX).to_le_bytes()).collect();
+        let mut all = tokio::task::JoinSet::new();
+        for writer in 0..64 {
+            let (value, mut kv) = (value.clone(), KvClient::new(channel.clone()));
+            all.spawn(async move {
+                for n in 0..megabytes * 4 {
+                    let key = format!("b{writer}-{n}");
+                    let put =
+                        PutRequest { key: key.into(), value: value.clone().into(), ..Default::default() };
                     while !matches!(tokio::time::timeout(ANSWER_MAX, kv.put(put.clone())).await, Ok(Ok(_))) {
                         tokio::time::sleep(Duration::from_millis(50)).await;
                     }
-                });
-            }
-            all.join_all().await;
+                }
+            });
         }
+        all.join_all().await;
     }
 
     fn rejoin(&mut self, host: usize) {
@@ -297,7 +313,7 @@ impl Play {
     async fn add(&mut self, host: usize) {
         let url = format!("https://{}:2380", self.members.hosts.address(host));
         self.of_cluster("a member to be added", async |mut c| {
-            let add = MemberAddRequest { peer_ur_ls: vec![url.clone()], is_learner: true };
+            let add = MemberAddRequest { peer_ur_ls: vec![url.clone()], is_learner: false };
             match c.member_add(add).await {
                 Ok(_) => Ok(()),
                 // Asked before, and the answer was lost.

@@ -58,6 +58,8 @@ pub enum Step {
     Refuses(Who),
     /// Writes are refused with NOSPACE; deletions and reads go on.
     NoSpace,
+    /// A snapshot was carried.
+    BySnapshot,
     /// It has what the others have.
     CaughtUp(Who),
 }
@@ -322,7 +324,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "long-absence",
-        script: &[Kill(Follower), Bulk(192), Run(Follower), CaughtUp(Follower), Serves],
+        script: &[Kill(Follower), Bulk(80), Run(Follower), CaughtUp(Follower), BySnapshot, Serves],
         ..THREE
     },
     Scenario {
