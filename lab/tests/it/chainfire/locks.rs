@@ -47,7 +47,7 @@ impl Contender {
         let child = members
             .hosts
             .command(host, &std::env::current_exe().expect("this test has a path"))
-            .args(["--exact", "chainfire::locks::chainfire_contender", "--ignored", "--nocapture"])
+            .args(["--exact", "chainfire::locks::chainfire_locks_under_pauses", "--nocapture"])
             .env("PHOTON_LAB_CONTENDER", format!("{line} {host}-{line} {blind}"))
             .stdout(File::create(&log).expect("log"))
             .spawn()
@@ -78,11 +78,8 @@ impl Drop for Contender {
     }
 }
 
-/// Not a test of its own: the process of a [`Contender`].
-#[tokio::test]
-#[ignore = "started by chainfire_locks_under_pauses"]
-async fn chainfire_contender() {
-    let words = std::env::var("PHOTON_LAB_CONTENDER").expect("started by another test");
+/// The process of a [`Contender`]; it never ends by itself.
+async fn contend(words: &str) {
     let words: Vec<&str> = words.split(' ').collect();
     let [line, who, blind] = words[..] else { panic!("{words:?}") };
     let channel = Endpoint::from_static("http://127.0.0.1:2379").connect_lazy();
@@ -270,6 +267,10 @@ pub async fn play(rounds: usize, blind: bool, bug: Option<&'static str>) -> Resu
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chainfire_locks_under_pauses() {
+    // This same program is also what its contenders run.
+    if let Ok(words) = std::env::var("PHOTON_LAB_CONTENDER") {
+        contend(&words).await;
+    }
     let held = play(6, false, None).await.unwrap_or_else(|e| panic!("{e}"));
     println!("locks: {} acts, {} of them refused", held.acts, held.refused);
     assert!(
