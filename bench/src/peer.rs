@@ -35,6 +35,11 @@ impl Server {
         cpu_of(self.pid())
     }
 
+    /// Kills it, and waits until it is gone.
+    pub async fn kill(mut self) -> Result<()> {
+        self.child.kill().await.map_err(|e| Error::internal("cannot kill a server").why(e))
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id().unwrap_or(0)
     }

@@ -99,11 +99,11 @@ fn scale(out: &mut String, c: &Value) {
          each on 100 connections while {} keys change every second; {} leases on 50 connections, each kept alive three times in its 60 s.\n\n\
          | figure | ours | etcd | ratio ours / etcd | aim |\n|---|---|---|---|---|\n",
         c["peer"].as_str().unwrap_or_default(),
-        c["keys"],
-        c["value_bytes"],
-        c["watchers"],
-        c["events"],
-        c["leases"],
+        c["how"]["keys"],
+        c["how"]["value_bytes"],
+        c["how"]["watchers"],
+        c["how"]["events"],
+        c["how"]["leases"],
     );
     let mut row = |what: &str, ours: &str, etcd: &str, digits: usize, aim: &str| {
         let at = |side: &str, p: &str| {

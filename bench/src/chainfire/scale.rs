@@ -156,7 +156,9 @@ async fn keys(program: &Path, first: &[&str], base: u16) -> Result<Value> {
     let middle =
         |v: &[(f64, f64)], f: fn(&(f64, f64)) -> f64| crate::sample::median(v.iter().map(f).collect());
     println!("  listed in {:.2} s, peak {listed_mib:.0} MiB", middle(&lists, |l| l.0));
-    drop(side); // killed, as by a crash
+    for server in side.0 {
+        server.kill().await?; // as by a crash
+    }
     let begun = now();
     let again = start(program, first, dir.path(), base, 1).await?;
     again.ready().await?;
@@ -322,8 +324,8 @@ pub async fn run(photon: &Path, only: Option<&str>) -> Result<Value> {
     let fdatasync = fdatasync_ms(probe.path())?;
     let wanted = |case: &str| only.is_none_or(|o| o == case);
     let etcd = Path::new("etcd");
-    let mut out = json!({ "keys": KEYS, "value_bytes": VALUE_BYTES, "watchers": WATCHERS, "events": EVENTS, "leases": LEASES,
-                          "fdatasync_ms": fdatasync, "peer": version().await? });
+    let how = json!({ "keys": KEYS, "value_bytes": VALUE_BYTES, "watchers": WATCHERS, "events": EVENTS, "leases": LEASES });
+    let mut out = json!({ "how": how, "fdatasync_ms": fdatasync, "peer": version().await? });
     for (i, case) in ["keys", "watchers", "leases"].into_iter().enumerate().filter(|(_, c)| wanted(c)) {
         let base = ports(24_000, 20 * i as u16).0;
         for (side, program, first, base) in [("ours", photon, OURS, base), ("etcd", etcd, ETCD, base + 10)] {
