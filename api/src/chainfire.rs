@@ -25,7 +25,7 @@ pub struct NodeStatus {
     /// leader, voter or learner.
     #[serde(default)]
     pub role: String,
-    /// Entries of the log that a learner lacks before it can vote.
+    /// Entries of the log that a learner lacks, in thousands rounded down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behind: Option<u64>,
     /// Its front door.

@@ -29,7 +29,8 @@ const SENDS_MAX: u32 = 5;
 /// Greatest page: what etcd sends of it has to fit into memory.
 const PAGE_MAX: i64 = 100_000;
 
-fn versioned(kv: KeyValue) -> Versioned {
+/// A key of etcd's as the kernel sees it.
+pub fn versioned(kv: KeyValue) -> Versioned {
     Versioned {
         key: kv.key,
         value: kv.value,

@@ -29,5 +29,6 @@ mod watch;
 pub use client::{Etcd, RangeQuery};
 pub use config::{Config, Login};
 pub use fault::{Fault, Outcome};
+pub use kv::versioned;
 pub use lease::Kept;
 pub use watch::{Batch, Ended};

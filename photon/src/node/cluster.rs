@@ -126,8 +126,7 @@ fn gone(why: impl std::fmt::Display) -> Error {
 }
 
 async fn caught_up(store: &ChainFire, reporter: &Reporter) {
-    let begun = now();
-    let mut said = begun;
+    let mut said = now();
     while let Err(e) = store.caught_up().await {
         if now() - said >= SAID_EVERY {
             said = now();

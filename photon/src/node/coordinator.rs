@@ -156,7 +156,7 @@ async fn foreign(
     let cloud = identity.cluster.id.to_string();
     claim(&etcd, &urls, &cloud).await?;
     photon_rt::fs::write_atomic(&paths.coordinator(), urls.as_bytes(), 0o600)?;
-    let id = number(&format!("{cloud}/{}", config.node));
+    let id = identity.cluster.id.derive(config.node.as_str()).0 as u64;
     let name = config.node.to_string();
     let me = Member { id, name, peer_url: String::new(), votes: true, leads: true, behind: None };
     Ok(Coordinator::Foreign { etcd, urls, me })
@@ -182,11 +182,6 @@ async fn claim(etcd: &Etcd, urls: &str, cloud: &str) -> Result<()> {
             }
         }
     }
-}
-
-/// A number that stays the same for the same text (FNV-1a).
-fn number(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A node that shares its store with no other.

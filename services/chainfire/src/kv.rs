@@ -6,9 +6,9 @@ use crate::{
     hub::{Cursor, Gone, Interest},
     machine::Published,
     model::{Change, Changes, layout},
-    wire::mvccpb::KeyValue,
 };
 use async_trait::async_trait;
+use photon_etcd::versioned;
 use photon_kv as kv;
 use photon_kv::{
     Check, Committed, Direction, Events, Kv, KvError, KvResult, Page, Range, ReadAt, Revision, Versioned,
@@ -33,15 +33,6 @@ fn unavailable(e: EtcdError) -> KvError {
         EtcdError::Unsupported(m) => KvError::Invalid(m),
         EtcdError::RequestTooLarge => KvError::Invalid("the commit is too large".into()),
         e => KvError::Unavailable(e.to_string()),
-    }
-}
-
-fn versioned(kv: KeyValue) -> Versioned {
-    Versioned {
-        key: kv.key,
-        value: kv.value,
-        created: kv.create_revision as u64,
-        modified: kv.mod_revision as u64,
     }
 }
 

@@ -72,6 +72,10 @@ pub async fn report(store: &Store, facts: &Facts, members: &dyn Members) -> Resu
     }
 }
 
+/// Between two tries to give leadership away. Each keeps writes waiting for up to an election, and the heir may be
+/// down: those that get through in between tell who is not.
+const HAND_OVER_EVERY: Duration = Duration::from_secs(10);
+
 /// A node that is drained does not lead, neither the store nor the cloud's decisions.
 pub struct Drain {
     /// This node.
@@ -95,7 +99,7 @@ impl Reconcile for Drain {
         if node.spec.drain || !node.is_wanted() {
             // It may be asked to lead again, if the others fail it: that is better than nobody.
             self.members.hand_over();
-            return Ok(Next::After(Duration::from_secs(1)));
+            return Ok(Next::After(HAND_OVER_EVERY));
         }
         Ok(Next::Done)
     }
@@ -103,6 +107,9 @@ impl Reconcile for Drain {
 
 /// Between two looks at how far learners are.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Progress is told in steps of so many entries.
+const ROUGHLY: u64 = 1_000;
 
 /// While this node leads: says how far those are that do not vote yet. For ever.
 pub fn follow_learners(store: Store, members: Arc<dyn Members>, tasks: &Tasks) {
@@ -120,6 +127,8 @@ pub fn follow_learners(store: Store, members: Arc<dyn Members>, tasks: &Tasks) {
 async fn note_progress(store: &Store, members: &dyn Members) -> Result<()> {
     for m in members.all() {
         let (Ok(name), Some(behind)) = (m.name.parse::<Name>(), m.behind) else { continue };
+        // In thousands: this record is an entry too, and must not make the next one.
+        let behind = behind / ROUGHLY * ROUGHLY;
         if m.votes {
             continue; // the controller takes the number away
         }

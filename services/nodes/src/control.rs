@@ -1,6 +1,6 @@
 //! Makes the members of the store follow the nodes, and says what is seen of each. Decided by one node at a time.
 
-use crate::{Look, Member, Members, Sight, VOTERS_MAX};
+use crate::{Look, Member, Members, Sight, VOTERS_MAX, admit};
 use async_trait::async_trait;
 use photon_api::{HostSpec, IncarnationSpec, NodeSpec, NodeStatus, set_condition};
 use photon_base::{Error, Result};
@@ -46,13 +46,14 @@ impl Reconcile for NodeController {
 impl NodeController {
     async fn keep(&self, cx: &Context, node: &Object<NodeSpec>, id: u64) -> Result<Next> {
         let all = self.members.all();
-        let voters = all.iter().filter(|m| m.votes).count();
         let member = all.iter().find(|m| m.id == id);
         if member.is_none() && !node.status.peer_url.is_empty() {
-            self.members.admit(id, &node.meta.name, &node.status.peer_url, voters < VOTERS_MAX).await?;
+            admit(&*self.members, id, &node.meta.name, &node.status.peer_url).await?;
         }
         self.cordon(cx, node).await?;
-        let status = seen(node, member, (self.look)(&node.meta.name), self.busy(cx, node)?);
+        // Looked for only when it matters: this runs every second for every node.
+        let busy = if node.spec.drain { self.busy(cx, node)? } else { 0 };
+        let status = seen(node, member, (self.look)(&node.meta.name), busy);
         if status != node.status {
             let mut tx = cx.begin();
             tx.update(node, |n| n.status = status).await?;

@@ -1,7 +1,7 @@
 //! The cloud's side of joining: `POST /v1/join-tokens` by an admin, `POST /v1/join` by the machine.
 
 use crate::{
-    Members, VOTERS_MAX,
+    Members, admit,
     token::{JoinToken, Record, Used, record_key, tokens},
 };
 use axum::{
@@ -247,8 +247,7 @@ impl Enrol {
             None if record.used.is_some() => return Err(refused()), // it was removed since
             None => self.enter(&r, record, &stored).await?,
         };
-        let voters = self.members.all().iter().filter(|m| m.votes).count();
-        self.members.admit(id, &r.name, &r.peer_url, voters < VOTERS_MAX).await?;
+        admit(&*self.members, id, &r.name, &r.peer_url).await?;
         self.admission(id).await
     }
 

@@ -79,3 +79,9 @@ pub type Look = Arc<dyn Fn(&Name) -> Sight + Send + Sync>;
 /// Members beyond this many are learners: they have everything, and do not vote. More voters make every write
 /// wait for more disks and protect from nothing that five do not.
 pub const VOTERS_MAX: usize = 5;
+
+/// Makes a node's store a member, with a vote while there is room for one more.
+pub(crate) async fn admit(members: &dyn Members, id: u64, name: &Name, peer_url: &str) -> Result<()> {
+    let voters = members.all().iter().filter(|m| m.votes).count();
+    members.admit(id, name, peer_url, voters < VOTERS_MAX).await
+}
