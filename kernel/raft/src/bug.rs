@@ -32,6 +32,8 @@ pub(crate) enum Bug {
     MembersNotPersisted,
     /// A command that comes twice from a follower is proposed twice.
     ForwardedTwice,
+    /// A command is proposed anew as soon as somebody else leads, although the first one may get there yet.
+    ProposedAnewTooSoon,
     /// Several members change at once without a joint state.
     NoJointState,
     /// A piece of a snapshot is written where the file ends, wherever it belongs.

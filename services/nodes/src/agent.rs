@@ -96,7 +96,10 @@ impl Reconcile for Drain {
         let Some(node) = cx.get::<NodeSpec>(None, &key.name)?.filter(|n| n.meta.name == self.name) else {
             return Ok(Next::Done);
         };
-        if node.spec.drain || !node.is_wanted() {
+        // What forbids its removal is found first: nothing moves for one that is refused.
+        let leaves =
+            !node.is_wanted() && node.status.conditions.iter().any(|c| c.kind == "Leaving" && c.status);
+        if node.spec.drain || leaves {
             // It may be asked to lead again, if the others fail it: that is better than nobody.
             self.members.hand_over();
             return Ok(Next::After(HAND_OVER_EVERY));

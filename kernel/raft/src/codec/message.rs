@@ -127,11 +127,11 @@ fn check(m: &Message) -> Result<(), CodecError> {
                 term = e.term;
             }
         }
-        // Commands on their way to the leader; members are changed on the leader itself.
+        // Commands on their way to the leader of a term; members are changed on the leader itself.
         MessageType::MsgPropose => {
             let command =
                 |e: &Entry| e.index == 0 && e.term == 0 && e.get_entry_type() == EntryType::EntryNormal;
-            if m.term != 0 || m.entries.is_empty() || !m.entries.iter().all(command) {
+            if m.term == 0 || m.entries.is_empty() || !m.entries.iter().all(command) {
                 return Err(CodecError::Invalid("proposal"));
             }
         }

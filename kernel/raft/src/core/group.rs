@@ -4,8 +4,8 @@
 use super::{
     Committed, CoreConfig, GroupStatus, Output, Role,
     carry::Carrying,
-    forward::Origin,
     lease::Lease,
+    proposals::Proposals,
     rebuild,
     storage::{GroupStorage, SharedLog, SnapshotSlot},
 };
@@ -22,12 +22,9 @@ use raft::{
     Config, RawNode, ReadOnlyOption, ReadState, StateRole,
     eraftpb::{Entry, EntryType, Message, MessageType},
 };
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Mutex,
-};
+use std::{collections::VecDeque, sync::Mutex};
 
-/// A proposal in the log, waiting to be committed.
+/// A change of members in the log, waiting to be committed.
 pub(super) struct Waiting {
     pub(super) at: Position,
     pub(super) proposal: u64,
@@ -46,21 +43,14 @@ pub(super) struct Group {
     pub(super) id: GroupId,
     pub(super) me: u64,
     pub(super) raft: RawNode<GroupStorage>,
-    /// Proposed in this turn.
-    queued: Vec<(u64, Bytes)>,
+    pub(super) proposals: Proposals,
     pub(super) waiting: VecDeque<Waiting>,
     reads: VecDeque<Reads>,
     /// Done as soon as all up to an index is handed over.
     pub(super) reads_ready: VecDeque<(u64, Vec<u64>)>,
     next_read: u64,
     /// Distinguishes this run of the node.
-    pub(super) incarnation: u64,
-    /// Commands on their way to or from the leader, in the order in which they were sent: the caller's
-    /// number, and since when.
-    pub(super) forwarded: BTreeMap<u64, (u64, u64)>,
-    sent: u64,
-    /// On the leader: the last command that came from each other node.
-    pub(super) heard: BTreeMap<u64, Origin>,
+    incarnation: u64,
     /// Last index given to the state machine, last index it reported, bytes between.
     handed: u64,
     applied: u64,
@@ -158,15 +148,12 @@ impl Group {
             id,
             me: config.node.0,
             raft,
-            queued: Vec::new(),
+            proposals: Proposals::new(incarnation),
             waiting: VecDeque::new(),
             reads: VecDeque::new(),
             reads_ready: VecDeque::new(),
             next_read: 0,
             incarnation,
-            forwarded: BTreeMap::new(),
-            sent: 0,
-            heard: BTreeMap::new(),
             handed: from.index,
             applied: from.index,
             applying_bytes: 0,
@@ -217,7 +204,7 @@ impl Group {
     }
 
     pub(super) fn needs_ticks(&self) -> bool {
-        !self.alone() || !self.waiting.is_empty() || !self.forwarded.is_empty() || !self.reads.is_empty()
+        !self.alone() || !self.waiting.is_empty() || !self.proposals.is_empty() || !self.reads.is_empty()
     }
 
     pub(super) fn is_backlogged(&self) -> bool {
@@ -266,7 +253,13 @@ impl Group {
         }
     }
 
-    pub(super) fn on_tick(&mut self, tick: u64, config: &CoreConfig, out: &mut dyn FnMut(Output)) {
+    pub(super) fn on_tick(
+        &mut self,
+        tick: u64,
+        config: &CoreConfig,
+        bugs: Bugs,
+        out: &mut dyn FnMut(Output),
+    ) {
         if !self.alone() {
             // The crate draws timeouts from a generator of its own, which no seed reaches. A mixture of
             // node, group and term is as good and can be replayed.
@@ -291,8 +284,9 @@ impl Group {
             let error = ProposeError::Unknown("no quorum confirmed it in time".into());
             out(Output::Failed { group: self.id, proposal: w.proposal, error });
         }
-        self.expire_forwarded(&expired, out);
-        while self.reads.front().is_some_and(|r| expired(r.since)) {
+        self.tend_proposals(tick, config, bugs, out);
+        let forsaken = self.is_forsaken(tick, config);
+        while self.reads.front().is_some_and(|r| forsaken || expired(r.since)) {
             for read in self.reads.pop_front().expect("checked").numbers {
                 let error = ProposeError::NotLeader { leader: self.leader() };
                 out(Output::Failed { group: self.id, proposal: read, error });
@@ -327,54 +321,6 @@ impl Group {
         // An error says that the message is of no use now (an unknown sender, no leader): as if lost.
         if let Err(e) = self.raft.step(message) {
             tracing::debug!(group = self.id.0, error = %e, "message dropped");
-        }
-    }
-
-    pub(super) fn queue(&mut self, proposal: u64, data: Bytes) {
-        self.queued.push((proposal, data));
-    }
-
-    /// Proposes what came in this turn, all at once.
-    pub(super) fn flush(&mut self, tick: u64, config: &CoreConfig, out: &mut dyn FnMut(Output)) {
-        if self.queued.is_empty() {
-            return;
-        }
-        let mut queued = std::mem::take(&mut self.queued).into_iter().peekable();
-        while queued.peek().is_some() {
-            let (mut numbers, mut bytes) = (Vec::new(), 0);
-            let mut m = Message { from: self.me, ..Message::default() };
-            m.set_msg_type(MessageType::MsgPropose);
-            while let Some((proposal, data)) =
-                queued.next_if(|(_, d)| bytes == 0 || bytes + d.len() as u64 <= config.max_message_bytes)
-            {
-                bytes += data.len() as u64 + 1;
-                numbers.push(proposal);
-                self.sent += 1;
-                let origin = Origin { node: self.me, incarnation: self.incarnation, number: self.sent };
-                m.mut_entries().push(Entry { data, context: origin.encode(), ..Entry::default() });
-            }
-            let first = self.raft.raft.raft_log.last_index() + 1;
-            let error = if self.raft.raft.state != StateRole::Leader {
-                if self.forward(m, &numbers, self.sent, tick, out) {
-                    continue;
-                }
-                Some(ProposeError::NotLeader { leader: self.leader() })
-            } else {
-                match self.raft.step(m) {
-                    Ok(()) => None,
-                    Err(raft::Error::ProposalDropped) => Some(ProposeError::Overloaded),
-                    Err(e) => Some(ProposeError::Unknown(e.to_string())),
-                }
-            };
-            for (i, proposal) in numbers.into_iter().enumerate() {
-                match &error {
-                    Some(error) => out(Output::Failed { group: self.id, proposal, error: error.clone() }),
-                    None => {
-                        let at = Position { index: first + i as u64, term: self.raft.raft.term };
-                        self.waiting.push_back(Waiting { at, proposal, since: tick });
-                    }
-                }
-            }
         }
     }
 
@@ -468,6 +414,7 @@ impl Group {
         self.forget_answers();
         self.look_removed();
         self.tell_members(out);
+        self.proposals_skipped(at.term, out);
         while self.waiting.front().is_some_and(|w| w.at.index <= at.index) {
             let w = self.waiting.pop_front().expect("checked");
             let error = ProposeError::Unknown("this node fell behind and took a snapshot".into());
@@ -558,11 +505,11 @@ impl Group {
             position = Position { index: e.index, term: e.term };
             self.handed = e.index;
             // Also where nobody waits: another leader's entry at this place ends the wait.
-            let proposal = self.answered(position, out);
+            let change = self.answered(position, out);
+            let proposal = self.came_back(&e);
             if e.get_entry_type() != EntryType::EntryNormal {
-                self.change_members(&e, proposal, log, bugs, out)?;
+                self.change_members(&e, change, log, bugs, out)?;
             } else if !e.context.is_empty() {
-                let proposal = proposal.or_else(|| self.came_back(&e.context));
                 bytes += e.data.len() + 32;
                 commands.push(Committed { command: Command { position, data: e.data }, proposal });
             }
@@ -572,7 +519,7 @@ impl Group {
         Ok(())
     }
 
-    /// The proposal that waits for the entry at `at`. Those that waited for another entry at this
+    /// The change that waits for the entry at `at`. Those that waited for another entry at this
     /// place have lost it for good: it is committed with other content.
     fn answered(&mut self, at: Position, out: &mut dyn FnMut(Output)) -> Option<u64> {
         while let Some(w) = self.waiting.front()
@@ -590,8 +537,8 @@ impl Group {
 
     /// Only for [`Bug::ReplyBeforeCommit`]: says that proposals are done while they are not.
     pub(super) fn reply_early(&mut self, out: &mut dyn FnMut(Output)) {
-        for w in self.waiting.drain(..) {
-            out(Output::ReadReady { group: self.id, read: w.proposal });
+        for proposal in self.proposals.drain() {
+            out(Output::ReadReady { group: self.id, read: proposal });
         }
     }
 
@@ -609,12 +556,11 @@ impl Group {
     /// Tells all who wait that the group has stopped.
     pub(super) fn stop(&mut self, why: &str, out: &mut dyn FnMut(Output)) {
         let error = ProposeError::Stopped(why.to_string());
-        let forwarded = std::mem::take(&mut self.forwarded).into_values().map(|(p, _)| p);
-        let waiting = self.waiting.drain(..).map(|w| w.proposal).chain(forwarded);
-        let queued = self.queued.drain(..).map(|(p, _)| p);
+        let proposals = self.proposals.drain();
+        let waiting = self.waiting.drain(..).map(|w| w.proposal);
         let reads = self.reads.drain(..).flat_map(|r| r.numbers);
         let ready = self.reads_ready.drain(..).flat_map(|(_, numbers)| numbers);
-        for proposal in waiting.chain(queued).chain(reads).chain(ready) {
+        for proposal in waiting.chain(proposals).chain(reads).chain(ready) {
             out(Output::Failed { group: self.id, proposal, error: error.clone() });
         }
     }

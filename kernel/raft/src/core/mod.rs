@@ -7,13 +7,13 @@
 //! it is committed and durable here, so a machine is never ahead of its log.
 
 mod carry;
-mod forward;
 mod group;
 mod input;
 mod lease;
 #[cfg(test)]
 mod lease_tests;
 mod membership;
+mod proposals;
 mod rebuild;
 mod removed;
 mod storage;
@@ -232,7 +232,7 @@ impl Core {
         if matches!(input, Input::Tick) {
             self.tick += 1;
             for (id, g) in &mut self.groups {
-                g.on_tick(self.tick, &self.config, out);
+                g.on_tick(self.tick, &self.config, self.bugs, out);
                 self.dirty.insert(*id);
             }
             return Ok(());
@@ -255,7 +255,7 @@ impl Core {
                 g.on_message(message, self.now, self.tick, &self.config, self.bugs, out);
             }
             Input::Notice { from, notice, .. } => g.on_notice(from, notice, out),
-            Input::Propose { proposal, data, .. } => g.queue(proposal, data),
+            Input::Propose { proposal, data, .. } => g.queue(proposal, data, self.tick),
             Input::Read { read, .. } => g.on_read(read, self.tick),
             Input::Applied { position, bytes, .. } => {
                 g.on_applied(position, bytes);

@@ -122,17 +122,20 @@ fn without_a_quorum_everything_ends_in_time() {
     let disk = SimDisk::new(1);
     let mut core = core(&disk, CoreConfig::new(ME));
     attach(&mut core, 1, &[ME, NodeId(2), NodeId(3)]);
-    let out = turn(&mut core, vec![propose(1, 1, 10), Input::Read { group: GroupId(1), read: 2 }]);
-    let refused = |o: &Output| {
-        matches!(o, Output::Failed { proposal: 1, error: ProposeError::NotLeader { leader: None }, .. })
+    let refused = |out: &[Output], n: u64| {
+        out.iter().any(|o| match o {
+            Output::Failed { proposal, error: ProposeError::NotLeader { leader: None }, .. } => {
+                *proposal == n
+            }
+            _ => false,
+        })
     };
-    assert!(out.iter().any(refused));
-    let mut failed = false;
-    for _ in 0..110 {
-        let out = turn(&mut core, vec![Input::Tick]);
-        failed |= out.iter().any(|o| matches!(o, Output::Failed { proposal: 2, .. }));
-    }
-    assert!(failed, "the read gives up");
+    let out = turn(&mut core, vec![propose(1, 1, 10), Input::Read { group: GroupId(1), read: 2 }]);
+    assert!(!refused(&out, 1), "an election may be under way");
+    let out: Vec<Output> = (0..25).flat_map(|_| turn(&mut core, vec![Input::Tick])).collect();
+    assert!(refused(&out, 1) && refused(&out, 2), "two election timeouts are enough: {out:?}");
+    let out = turn(&mut core, vec![propose(1, 4, 10)]);
+    assert!(refused(&out, 4), "nobody else has to find out anew: {out:?}");
     assert_ne!(core.status(GroupId(1)).expect("there").role, Role::Leader);
     assert_eq!(core.status(GroupId(1)).expect("there").term, 1, "pre-votes do not raise the term");
     let out = turn(&mut core, vec![propose(9, 3, 1)]);

@@ -88,6 +88,7 @@ planted! {
     catches_a_restore_without_position: RestoreWithoutPosition within 100;
     catches_members_not_persisted: MembersNotPersisted within 100;
     catches_a_command_forwarded_twice: ForwardedTwice within 100;
+    catches_a_command_proposed_anew_too_soon: ProposedAnewTooSoon within 100;
     catches_a_change_without_joint_state: NoJointState within 200;
     catches_a_piece_at_a_wrong_offset: PieceAnywhere within 100;
     catches_two_snapshots_mixed: MixedSnapshots within 100;
