@@ -236,6 +236,11 @@ impl<M: Machine> Group<M> {
         answer.await.unwrap_or_else(|_| Err(ProposeError::Stopped(s.inner.reason())))
     }
 
+    /// Why the group stopped on this node, for example because its machine failed; none while it runs.
+    pub fn stopped(&self) -> Option<String> {
+        self.shared.lock().stopped.clone()
+    }
+
     /// The members as of the last change in force here.
     pub fn members(&self) -> Members {
         self.shared.members.borrow().clone()

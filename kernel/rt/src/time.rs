@@ -28,6 +28,12 @@ pub async fn sleep(d: Duration) {
     tokio::time::sleep(d).await;
 }
 
+/// Keeps this thread waiting, which must not be one of the runtime's.
+pub fn block_for(d: Duration) {
+    #[allow(clippy::disallowed_methods, reason = "this is the door")]
+    std::thread::sleep(d);
+}
+
 /// Waits until `t`.
 pub async fn sleep_until(t: Instant) {
     tokio::time::sleep_until(t).await;

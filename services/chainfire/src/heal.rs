@@ -136,6 +136,12 @@ pub(crate) async fn watch(inner: Weak<Inner>) {
         if let Some(why) = inner.shared.engine.damage() {
             inner.shared.fail(&format!("the state is damaged: {why}"));
         }
+        // Also what the machine itself did not see coming, such as a panic in it.
+        if let Some(why) = inner.group.stopped()
+            && inner.log.stopped().is_none()
+        {
+            inner.shared.fail(&why);
+        }
         let Some(why) = inner.shared.failed.borrow().clone() else { continue };
         tracing::error!(why, "the state failed; this member ends");
         (ChainFire { inner }).mark(SUSPECT, &why).await;

@@ -7,6 +7,7 @@ use ::fjall::{
     Database, Guard, Keyspace, KeyspaceCreateOptions, PersistMode, Readable,
     config::{CompressionPolicy, FilterPolicy, FilterPolicyEntry},
 };
+use photon_rt::time::Duration;
 use std::{
     io::ErrorKind,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -55,7 +56,8 @@ fn sort_out(e: ::fjall::Error) -> EngineError {
     let text = e.to_string();
     match e {
         E::Locked => EngineError::Locked,
-        E::Poisoned | E::KeyspaceDeleted => EngineError::Failed(text),
+        E::Poisoned => EngineError::Failed("its worker failed, by damaged tables or a failing disk".into()),
+        E::KeyspaceDeleted => EngineError::Failed(text),
         E::Io(e) | E::Storage(LsmError::Io(e)) => match e.kind() {
             // A file shorter than it was, or gone.
             ErrorKind::UnexpectedEof | ErrorKind::NotFound | ErrorKind::InvalidData => {
@@ -135,6 +137,26 @@ impl FjallEngine {
     }
 }
 
+/// Write buffers of a keyspace that may wait to be flushed, and tables that may wait to be merged. One and two
+/// below where fjall itself waits.
+const MAX_SEALED: usize = 3;
+const MAX_RUNS: usize = 28;
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+impl FjallEngine {
+    /// Waits until the worker has kept up. fjall waits for it without looking whether it lives (3.1), which would
+    /// be for ever if it met damage or a full disk meanwhile; here that is an error.
+    fn wait_for_worker(&self) -> EngineResult<()> {
+        let behind =
+            |s: &Keyspace| s.tree.sealed_memtable_count() >= MAX_SEALED || s.tree.l0_run_count() >= MAX_RUNS;
+        while self.spaces.iter().any(behind) {
+            guard(&self.damage, || self.db.persist(PersistMode::Buffer))?;
+            photon_rt::time::block_for(LOOK_EVERY);
+        }
+        Ok(())
+    }
+}
+
 impl Engine for FjallEngine {
     fn write(&self, batch: Batch) -> EngineResult<()> {
         let mut b = ::fjall::OwnedWriteBatch::with_capacity(self.db.clone(), batch.writes.len());
@@ -147,6 +169,7 @@ impl Engine for FjallEngine {
                 None => b.remove(&self.spaces[space.0], key),
             }
         }
+        self.wait_for_worker()?;
         guard(&self.damage, || b.commit())
     }
 

@@ -126,11 +126,12 @@ async fn a_damaged_state_is_never_served_and_comes_back_from_the_leader() {
         assert!(read.is_err() || read == Ok(right.clone()), "served although damaged");
         step += 1;
         flip(&places[1].dir.path().join("state"), "tables", step);
-        read.is_err()
+        // Or the engine's own worker met it first.
+        read.is_err() || timeout(Duration::ZERO, "the end", again.chainfire.ended()).await.is_ok()
     })
     .await;
     let why = timeout(Duration::from_secs(20), "the end", again.chainfire.ended()).await.expect("it ends");
-    assert!(why.contains("damaged"), "{why}");
+    assert!(why.contains("damaged"), "{why}"); // "is", or "by"
     again.stop().await;
     assert!(places[1].dir.path().join("state.suspect").exists());
     let back = places[1].start(&known, true, None).await;
