@@ -1,31 +1,34 @@
-//! Changes for watchers: one ring of the newest revisions, shared by all; each watcher is a cursor.
-//! One that falls behind the ring reads history from the store and rejoins; nobody waits for it.
+//! Changes for watchers: one ring of the newest revisions, shared by all, and who to wake for them.
+//!
+//! The ring holds changes; it does not know who reads them. Who wants to be woken registers an interest with
+//! its [`Bell`]; [`Hub::call`], a task of its own, looks each change up in an index and rings the bells of
+//! those that want it, with the first revision that they have not taken yet. So a change costs what it
+//! matches, not what exists, and nothing waits for a watcher or is kept for one: its place in history is its
+//! own (`follow`).
+//!
+//! Invariants: revisions of the ring follow each other without a gap; when [`Hub::called`] says `r`, every
+//! bell registered before has rung, or rings, for what it wants up to `r`.
 
-use crate::{
-    EtcdError, EtcdResult, Scope, Span,
-    machine::{Published, Shared},
-    model::{Change, Changes, layout::*},
-    plant::{Plant, planted},
-    wire::mvccpb::KeyValue,
-};
-use photon_kv::{Direction, engine::KeyRange};
+use crate::{follow::Interest, index::Index, model::Changes};
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-/// Most revisions that one step of a cursor looks at.
-const STEP_REVISIONS: usize = 1_000;
+/// Most revisions that are read from the ring at a time.
+pub const READ_REVISIONS: usize = 1_000;
 
-/// A step ends once it has collected this many bytes of changes. A revision is never split.
-const STEP_BYTES: usize = 1 << 20;
-
-/// The ring.
+/// The ring, and the bells.
 pub struct Hub {
     ring: Mutex<Ring>,
     revision: watch::Sender<i64>,
     limit: usize,
+    wanted: Mutex<Wanted>,
+    called: AtomicI64,
 }
 
 struct Ring {
@@ -35,20 +38,76 @@ struct Ring {
     bytes: usize,
 }
 
+impl Ring {
+    fn last(&self) -> i64 {
+        self.first + self.entries.len() as i64 - 1
+    }
+}
+
+/// What wakes one reader.
+pub struct Bell {
+    /// The first revision that it has not been taken for; the greatest number when there is none.
+    first: AtomicI64,
+    notify: Notify,
+}
+
+impl Default for Bell {
+    fn default() -> Bell {
+        Bell { first: AtomicI64::new(i64::MAX), notify: Notify::new() }
+    }
+}
+
+impl Bell {
+    /// There is something at a revision; true when the reader may not know of anything yet.
+    pub fn mark(&self, revision: i64) -> bool {
+        self.first.fetch_min(revision, Ordering::AcqRel) == i64::MAX
+    }
+
+    /// The first revision marked since the last call, or the greatest number.
+    pub fn take(&self) -> i64 {
+        self.first.swap(i64::MAX, Ordering::AcqRel)
+    }
+
+    /// Waits until it rings. It may have rung for what was taken already.
+    pub async fn rung(&self) {
+        self.notify.notified().await;
+    }
+}
+
+/// Who is woken.
+struct Wanted {
+    index: Index<u64, Caller>,
+    tickets: u64,
+}
+
+struct Caller {
+    interest: Arc<Interest>,
+    /// First revision that it wants.
+    from: i64,
+    bell: Arc<Bell>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Hub {
     /// Empty at `revision`; keeps at most `limit` bytes of changes (and always the last revision).
     pub fn new(revision: i64, limit: usize) -> Hub {
         let ring = Ring { first: revision + 1, entries: VecDeque::new(), bytes: 0 };
-        Hub { ring: Mutex::new(ring), revision: watch::Sender::new(revision), limit }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        let index = Index::new(photon_rt::entropy::u64());
+        Hub {
+            ring: Mutex::new(ring),
+            revision: watch::Sender::new(revision),
+            limit,
+            wanted: Mutex::new(Wanted { index, tickets: 0 }),
+            called: AtomicI64::new(revision),
+        }
     }
 
     /// Adds consecutive revisions, after the state that has them was published.
     pub fn append(&self, history: Vec<Changes>, revision: i64) {
-        let mut r = self.lock();
+        let mut r = lock(&self.ring);
         for c in history {
             r.bytes += c.bytes();
             r.entries.push_back(Arc::new(c));
@@ -65,164 +124,102 @@ impl Hub {
 
     /// The state was replaced by one at `revision`: watchers read what is between from the store.
     pub fn jump(&self, revision: i64) {
-        *self.lock() = Ring { first: revision + 1, entries: VecDeque::new(), bytes: 0 };
+        *lock(&self.ring) = Ring { first: revision + 1, entries: VecDeque::new(), bytes: 0 };
         self.revision.send_replace(revision);
     }
 
-    /// Tells when the store's revision has grown.
-    pub fn subscribe(&self) -> watch::Receiver<i64> {
-        self.revision.subscribe()
+    /// The newest revision of the ring.
+    pub fn last(&self) -> i64 {
+        lock(&self.ring).last()
     }
 
     /// Revisions from `next` on, or none if the ring no longer has that one.
-    fn read(&self, next: i64) -> Option<Vec<Arc<Changes>>> {
-        let r = self.lock();
+    pub fn read(&self, next: i64) -> Option<Vec<Arc<Changes>>> {
+        let r = lock(&self.ring);
         let skip = usize::try_from(next.checked_sub(r.first)?).ok()?;
-        Some(r.entries.iter().skip(skip).take(STEP_REVISIONS).cloned().collect())
-    }
-}
-
-/// What a watcher wants to see.
-#[derive(Clone, Debug)]
-pub struct Interest {
-    /// Who watches.
-    pub scope: Scope,
-    /// Keys.
-    pub span: Span,
-    /// Leave out puts.
-    pub no_put: bool,
-    /// Leave out deletions.
-    pub no_delete: bool,
-    /// Tell the version before.
-    pub prev_kv: bool,
-}
-
-impl Interest {
-    fn wants(&self, c: &Change) -> bool {
-        let filtered = if c.put { self.no_put } else { self.no_delete };
-        !filtered && self.span.contains(&c.kv.key) && self.scope.may_name(&c.kv.key)
-    }
-}
-
-/// A watcher's place in history.
-#[derive(Clone, Debug)]
-pub struct Cursor {
-    /// What it wants.
-    pub interest: Interest,
-    /// First revision that it has not seen.
-    pub next: i64,
-}
-
-/// The history that a watcher needs is gone; it goes back to this revision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone(pub i64);
-
-impl Cursor {
-    /// True when there are revisions that this cursor has not looked at.
-    pub fn behind(&self, revision: i64) -> bool {
-        self.next <= revision
+        Some(r.entries.range(skip.min(r.entries.len())..).take(READ_REVISIONS).cloned().collect())
     }
 
-    /// Takes a bounded step towards the present: the wanted changes by revision (revisions without
-    /// any are left out). Touches the disk only when the cursor fell behind the ring.
-    pub async fn step(&mut self, shared: &Arc<Shared>) -> EtcdResult<Result<Vec<Changes>, Gone>> {
-        let now = shared.published();
-        if !self.behind(now.revision) {
-            return Ok(Ok(Vec::new()));
+    /// Rings `bell` for what is wanted from a revision on, also for what was there before the call.
+    pub fn register(&self, interest: &Arc<Interest>, from: i64, bell: &Arc<Bell>) -> u64 {
+        let mut w = lock(&self.wanted);
+        w.tickets += 1;
+        let ticket = w.tickets;
+        let caller = Caller { interest: interest.clone(), from, bell: bell.clone() };
+        w.index.insert(&interest.span, ticket, caller);
+        if from <= self.called.load(Ordering::Acquire) {
+            bell.mark(from);
         }
-        match shared.hub.read(self.next) {
-            Some(entries) => Ok(Ok(self.take(entries))),
-            None if planted(Plant::WatchForgets) => {
-                self.next = now.revision + 1;
-                Ok(Ok(Vec::new()))
+        ticket
+    }
+
+    /// Ends what [`Hub::register`] began.
+    pub fn forget(&self, interest: &Interest, ticket: u64) {
+        lock(&self.wanted).index.remove(&interest.span, ticket);
+    }
+
+    /// All bells have been told of what they want up to this revision.
+    pub fn called(&self) -> i64 {
+        self.called.load(Ordering::Acquire)
+    }
+
+    /// Rings for the next revisions; false when there are none.
+    pub fn call(&self) -> bool {
+        let mut bells = Vec::new();
+        let w = lock(&self.wanted);
+        let next = self.called.load(Ordering::Acquire) + 1;
+        let to = match self.read(next) {
+            Some(entries) => {
+                let Some(last) = entries.last() else { return false };
+                for e in &entries {
+                    for c in &e.changes {
+                        w.index.at(&c.kv.key, |_, who| {
+                            if e.revision >= who.from && who.interest.admits(c) && who.bell.mark(e.revision) {
+                                bells.push(who.bell.clone());
+                            }
+                        });
+                    }
+                }
+                last.revision
             }
-            None if self.next < now.compacted => Ok(Err(Gone(now.compacted))),
+            // The ring is ahead: nobody knows whom the revisions between concern.
             None => {
-                let (mut me, state) = (self.clone(), now.clone());
-                let (me, found) = photon_rt::task::blocking(move || {
-                    let found = me.history(&state);
-                    (me, found)
-                })
-                .await;
-                *self = me;
-                // The sweeper may have removed what this step was reading.
-                if now.compacted < shared.published().compacted && found.is_err() {
-                    return Ok(Err(Gone(shared.published().compacted)));
-                }
-                found.map(Ok)
+                w.index.each(|_, who| {
+                    if who.bell.mark(next) {
+                        bells.push(who.bell.clone());
+                    }
+                });
+                self.last()
             }
-        }
+        };
+        self.called.store(to, Ordering::Release);
+        drop(w);
+        bells.iter().for_each(|b| b.notify.notify_one());
+        true
     }
 
-    fn take(&mut self, entries: Vec<Arc<Changes>>) -> Vec<Changes> {
-        let mut out = Vec::new();
-        let mut bytes = 0;
-        for e in entries {
-            self.next = e.revision + 1;
-            let wanted: Vec<Change> = e
-                .changes
-                .iter()
-                .filter(|c| self.interest.wants(c))
-                .map(|c| Change {
-                    prev: if self.interest.prev_kv { c.prev.clone() } else { None },
-                    ..c.clone()
-                })
-                .collect();
-            if !wanted.is_empty() {
-                let c = Changes { revision: e.revision, changes: wanted };
-                bytes += c.bytes();
-                out.push(c);
-                if bytes >= STEP_BYTES {
-                    break;
-                }
-            }
-        }
-        out
+    /// Wakes everybody: what they may see has changed.
+    pub fn rouse(&self) {
+        lock(&self.wanted).index.each(|_, who| who.bell.notify.notify_one());
     }
 
-    /// The same from the store.
-    fn history(&mut self, state: &Published) -> EtcdResult<Vec<Changes>> {
-        let reader = state.reader();
-        let view = reader.view;
-        let mut out: Vec<Changes> = Vec::new();
-        let (mut bytes, mut revisions, mut last) = (0, 0, 0);
-        let from = event_key(Stamp { main: self.next, sub: 0 });
-        let mut next = state.revision + 1;
-        for item in view.scan(EVENTS, KeyRange::from(from), Direction::Forward) {
-            let (k, key) = item?;
-            let bad = || EtcdError::Internal("an event in the store cannot be read".into());
-            let at = split_event_key(&k).ok_or_else(bad)?;
-            if at.main != last {
-                (last, revisions) = (at.main, revisions + 1);
-                if revisions > STEP_REVISIONS || bytes >= STEP_BYTES {
-                    next = at.main;
-                    break;
-                }
+    /// True when nobody is called.
+    #[cfg(test)]
+    pub fn is_deaf(&self) -> bool {
+        lock(&self.wanted).index.is_empty()
+    }
+
+    /// Calls for every revision that is appended. A task of its own: a change that ten thousand want must not
+    /// keep the next write waiting.
+    pub async fn calling(&self) {
+        let mut news = self.revision.subscribe();
+        loop {
+            while self.call() {
+                tokio::task::yield_now().await;
             }
-            if !self.interest.span.contains(&key) || !self.interest.scope.may_name(&key) {
-                continue;
+            if news.changed().await.is_err() {
+                return;
             }
-            let stored = view.get(DATA, &data_key(&key, at))?.ok_or_else(bad)?;
-            let put = !stored.is_empty();
-            let kv = if put {
-                decode(stored)?
-            } else {
-                KeyValue { key: key.clone(), mod_revision: at.main, ..Default::default() }
-            };
-            let mut change = Change { kv, put, prev: None };
-            if !self.interest.wants(&change) {
-                continue;
-            }
-            if self.interest.prev_kv && at.main > state.compacted {
-                change.prev = reader.at(&key, at.main - 1)?;
-            }
-            match out.last_mut() {
-                Some(c) if c.revision == at.main => c.changes.push(change),
-                _ => out.push(Changes { revision: at.main, changes: vec![change] }),
-            }
-            bytes = out.iter().map(Changes::bytes).sum();
         }
-        self.next = next;
-        Ok(out)
     }
 }

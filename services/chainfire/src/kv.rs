@@ -3,7 +3,7 @@
 use crate::{
     ChainFire, EtcdError, Scope, Span,
     command::{self, Commit, Op},
-    hub::{Cursor, Gone, Interest},
+    follow::{Follower, Found, Gone, Interest},
     machine::Published,
     model::{Change, Changes, layout},
 };
@@ -118,14 +118,9 @@ impl Kv for Handle {
             Interest { scope: Scope::Operator, span, no_put: false, no_delete: false, prev_kv: false };
         let start =
             if from == 0 { shared.published().revision + 1 } else { from.min(i64::MAX as u64) as i64 };
-        let mut feed = Feed {
-            news: shared.hub.subscribe(),
-            cursor: Cursor { interest, next: start },
-            shared,
-            ready: VecDeque::new(),
-            done: false,
-        };
-        let state = feed.shared.published();
+        let state = shared.published();
+        let follower = Follower::of(shared, interest, start);
+        let mut feed = Feed { follower, ready: VecDeque::new(), done: false };
         if from > 0 && start < state.compacted {
             feed.ready.push_back(Err(KvError::Compacted(state.compacted as u64)));
             feed.done = true;
@@ -136,9 +131,7 @@ impl Kv for Handle {
 
 /// A watch of the kernel.
 struct Feed {
-    shared: Arc<crate::machine::Shared>,
-    news: tokio::sync::watch::Receiver<i64>,
-    cursor: Cursor,
+    follower: Follower,
     ready: VecDeque<KvResult<Events>>,
     done: bool,
 }
@@ -152,21 +145,22 @@ impl Feed {
             if self.done {
                 return None;
             }
-            let revision = *self.news.borrow_and_update();
-            if !self.cursor.behind(revision) {
-                self.news.changed().await.ok()?;
-                continue;
-            }
-            match self.cursor.step(&self.shared).await {
-                Ok(Ok(found)) => self.ready.extend(found.into_iter().map(|c| Ok(events(c)))),
-                Ok(Err(Gone(r))) => {
+            let mut found = Vec::new();
+            let busy = self.follower.step(&mut found).await;
+            match found.pop() {
+                Some((_, Found::Changes(list, _))) => {
+                    self.ready.extend(list.into_iter().map(|c| Ok(events(c))));
+                }
+                Some((_, Found::Gone(Gone(r)))) => {
                     self.ready.push_back(Err(KvError::Compacted(r as u64)));
                     self.done = true;
                 }
-                Err(e) => {
+                Some((_, Found::Failed(e))) => {
                     self.ready.push_back(Err(unavailable(e)));
                     self.done = true;
                 }
+                None if busy => {}
+                None => self.follower.news().await,
             }
         }
     }

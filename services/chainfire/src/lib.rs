@@ -1,7 +1,7 @@
 //! ChainFire: the coordination store, an etcd v3 that etcd's own clients take for etcd.
 //!
 //! Rooms: [`model`] (etcd's semantics as a pure state machine over an ordered engine; `model::layout`
-//! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers),
+//! says what is on disk), `machine` (that state machine below the log), `hub` (changes for watchers, with an `index` of who wants what), `follow` (watches that read together),
 //! `lessor` (lease timers) and `leases` (what clients and time ask of them), [`cluster`] (members), `sweep` (removal of compacted history), `room` (on the disk), `heal` (of damage), `queue` (locks and
 //! elections), `store` (the running service),
 //! [`snapshot`] (the file of a whole state), [`recover`] (a cluster out of one disk), [`import`] (copies another etcd), `kv` (the same store as a `photon_kv::Kv` for the kernel), [`wire`] (gRPC and HTTP).
@@ -21,9 +21,11 @@
 pub mod cluster;
 mod command;
 mod error;
+mod follow;
 mod heal;
 mod hub;
 pub mod import;
+mod index;
 mod kv;
 mod leases;
 mod lessor;

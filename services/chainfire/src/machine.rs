@@ -173,11 +173,15 @@ impl StateMachine {
         over.put(META, STATE, state.encode_to_vec());
         self.shared.engine.write(over.into_batch()).map_err(fatal)?;
         let grown = revision > self.state.revision;
+        let rights = rules.auth.revision() != now.rules.auth.revision();
         self.publish(state, rules);
         self.shared.lessor.apply(&effects);
         self.shared.tokens.apply(&tokens);
         if grown {
             self.shared.hub.append(history, revision);
+        }
+        if rights {
+            self.shared.hub.rouse();
         }
         Ok(replies)
     }
@@ -227,6 +231,7 @@ impl Machine for StateMachine {
         let all = leases(&*shared.published().view).map_err(fatal)?;
         shared.lessor.replace(&all);
         shared.hub.jump(self.state.revision.max(old));
+        shared.hub.rouse();
         shared.whole.store(true, Ordering::Release);
         Ok(())
     }

@@ -12,7 +12,7 @@
 
 use crate::{
     ChainFire, EtcdResult, Span,
-    hub::{Cursor, Interest},
+    follow::{Follower, Found, Interest},
     plant::{Plant, planted},
     who::Who,
     wire::{
@@ -162,15 +162,14 @@ impl Line {
     async fn deleted(&self, key: Bytes, after: i64) -> EtcdResult<()> {
         let span = Span::of(&key, &Bytes::new());
         let mut events = self.events(span, after + 1, true);
-        while events.next().await?.is_some_and(|found| found.is_empty()) {}
-        Ok(())
+        events.next().await.map(drop)
     }
 
     /// Changes of a span from a revision on.
     pub fn events(&self, span: Span, next: i64, no_put: bool) -> Events {
         let shared = self.store.inner.shared.clone();
         let interest = Interest { scope: self.who.scope, span, no_put, no_delete: false, prev_kv: false };
-        Events { news: shared.hub.subscribe(), cursor: Cursor { interest, next }, shared }
+        Events(Follower::of(shared, interest, next))
     }
 
     /// All that stand in line.
@@ -228,22 +227,20 @@ impl Drop for Guard {
 }
 
 /// Changes, step by step.
-pub(crate) struct Events {
-    shared: std::sync::Arc<crate::machine::Shared>,
-    news: tokio::sync::watch::Receiver<i64>,
-    cursor: Cursor,
-}
+pub(crate) struct Events(Follower);
 
 impl Events {
-    /// The next ones (possibly none that is wanted); nothing more when history is gone or the store ends.
+    /// The next ones; nothing more when history is gone.
     pub async fn next(&mut self) -> EtcdResult<Option<Vec<crate::model::Changes>>> {
         loop {
-            let revision = *self.news.borrow_and_update();
-            if self.cursor.behind(revision) {
-                return Ok(self.cursor.step(&self.shared).await?.ok());
-            }
-            if self.news.changed().await.is_err() {
-                return Ok(None);
+            let mut found = Vec::new();
+            let busy = self.0.step(&mut found).await;
+            match found.pop() {
+                Some((_, Found::Changes(changes, _))) => return Ok(Some(changes)),
+                Some((_, Found::Gone(_))) => return Ok(None),
+                Some((_, Found::Failed(e))) => return Err(e),
+                None if busy => {}
+                None => self.0.news().await,
             }
         }
     }

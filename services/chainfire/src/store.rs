@@ -240,6 +240,8 @@ impl ChainFire {
         if let Some(p) = peering {
             me.inner.tasks.spawn("chainfire-members", crate::cluster::tend(weak.clone(), p));
         }
+        let calling = me.inner.shared.clone();
+        me.inner.tasks.spawn("chainfire-watchers", async move { calling.hub.calling().await });
         me.inner.tasks.spawn("chainfire-expire", crate::leases::expire(weak.clone()));
         me.inner.tasks.spawn("chainfire-beats", crate::leases::relay(weak.clone(), beats));
         let every = me.inner.config.corrupt_check;

@@ -41,11 +41,18 @@ pub struct Changes {
     pub changes: Vec<Change>,
 }
 
-impl Changes {
+impl Change {
     /// Memory that this takes, roughly.
     pub fn bytes(&self) -> usize {
         let one = |kv: &KeyValue| kv.key.len() + kv.value.len() + 96;
-        self.changes.iter().map(|c| one(&c.kv) + c.prev.as_ref().map_or(0, one)).sum::<usize>() + 64
+        one(&self.kv) + self.prev.as_ref().map_or(0, one)
+    }
+}
+
+impl Changes {
+    /// Memory that this takes, roughly.
+    pub fn bytes(&self) -> usize {
+        self.changes.iter().map(Change::bytes).sum::<usize>() + 64
     }
 }
 

@@ -1,20 +1,25 @@
-//! The Watch service: one task per stream, one cursor per watch.
+//! The Watch service. A stream's answers are made when the transport asks for the next one: a client that does
+//! not read stops its own stream only, which stays where it is in history, and nothing is kept for it.
 
 use super::{Api, etcdserverpb::*, mvccpb};
 use crate::{
-    EtcdError, EtcdResult, Span,
+    EtcdError, Span,
     command::MAX_REQUEST,
-    hub::{Cursor, Gone, Interest},
+    follow::{Follower, Found, Gone, Interest},
     model::{Change, Changes, auth::Auth},
     plant::{Plant, planted},
     who::Who,
 };
 use bytes::Bytes;
-use futures::{Stream, StreamExt};
-use photon_rt::time::{Duration, Instant, now};
+use futures::{FutureExt, Stream, StreamExt};
+use photon_rt::time::{Instant, now};
 use prost::Message;
-use std::{collections::BTreeMap, pin::Pin, sync::atomic::Ordering::Relaxed};
-use tokio::sync::mpsc;
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    pin::Pin,
+    sync::atomic::Ordering::Relaxed,
+};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use watch_create_request::FilterType;
 use watch_request::RequestUnion;
@@ -22,9 +27,8 @@ use watch_request::RequestUnion;
 /// Most watches of one stream.
 const MAX_WATCHES: usize = 16_384;
 
-/// Answers that wait for a slow client. A client slower than that stops its own stream only: its
-/// cursors stay where they are and read history when it comes back.
-const QUEUE: usize = 4;
+/// Requests that are taken at a time. Watches that are asked for together catch up together.
+const TOGETHER: usize = 256;
 
 #[tonic::async_trait]
 impl watch_server::Watch for Api {
@@ -35,28 +39,31 @@ impl watch_server::Watch for Api {
         request: Request<Streaming<WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let who = self.who(&request)?;
-        let (out, rx) = mpsc::channel(QUEUE);
+        self.0.inner.counters.watch_streams.fetch_add(1, Relaxed);
         let session = Session {
-            api: self.clone(),
             auth_revision: self.0.published().rules.auth.revision(),
+            follower: Follower::new(self.0.inner.shared.clone()),
+            ended: self.0.inner.tasks.token(),
+            api: self.clone(),
             who,
-            out,
+            inbound: Some(request.into_inner()),
+            ready: VecDeque::new(),
             watches: BTreeMap::new(),
+            alarms: BTreeSet::new(),
             next_id: 0,
             progress_wanted: false,
+            done: false,
         };
-        let inbound = request.into_inner();
-        self.0.inner.tasks.spawn("chainfire-watch", session.run(inbound));
-        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(rx))))
+        let answers = futures::stream::unfold(session, |mut s| async move { Some((s.next().await?, s)) });
+        Ok(Response::new(Box::pin(answers)))
     }
 }
 
 struct Watching {
-    cursor: Cursor,
     /// What was asked for, as it was named.
     range: (Bytes, Bytes),
     fragment: bool,
-    /// When to say that nothing happened, if the client wants to hear that.
+    /// When to say that nothing happened, if the client wants to hear that: its place in the alarms.
     notify: Option<Instant>,
 }
 
@@ -65,14 +72,19 @@ struct Session {
     who: Who,
     /// Revision of users and roles at which the rights of all watches were looked at.
     auth_revision: u64,
-    out: mpsc::Sender<Result<WatchResponse, Status>>,
+    /// None once the client has closed its side; it may go on listening.
+    inbound: Option<Streaming<WatchRequest>>,
+    /// What one step, or the requests that came together, gave.
+    ready: VecDeque<Result<WatchResponse, Status>>,
+    follower: Follower,
     watches: BTreeMap<i64, Watching>,
+    alarms: BTreeSet<(Instant, i64)>,
     next_id: i64,
     progress_wanted: bool,
+    /// Nothing comes after what is ready.
+    done: bool,
+    ended: CancellationToken,
 }
-
-/// The client is gone.
-struct Closed;
 
 impl Drop for Session {
     fn drop(&mut self) {
@@ -83,65 +95,71 @@ impl Drop for Session {
 }
 
 impl Session {
-    async fn run(mut self, mut inbound: Streaming<WatchRequest>) {
-        self.api.0.inner.counters.watch_streams.fetch_add(1, Relaxed);
-        let mut news = self.api.0.inner.shared.hub.subscribe();
-        let mut open = true;
+    /// The next answer; none when the stream has ended.
+    async fn next(&mut self) -> Option<Result<WatchResponse, Status>> {
         loop {
-            let revision = *news.borrow_and_update();
-            if self.rights().await.is_err() {
-                return;
+            if let Some(r) = self.ready.pop_front() {
+                return Some(r);
             }
-            let Ok(busy) = self.deliver(revision).await else { return };
-            if !busy && self.report(revision).await.is_err() {
-                return;
+            if self.done {
+                return None;
             }
-            let alarm = self.watches.values().filter_map(|w| w.notify).min();
-            let alarm = alarm.unwrap_or_else(|| now() + Duration::from_secs(3600));
+            let busy = self.deliver().await;
+            if !busy {
+                self.report();
+            }
+            if !self.ready.is_empty() {
+                continue;
+            }
+            let alarm = self.alarms.first().map(|(at, _)| *at);
             tokio::select! {
                 biased;
-                () = self.out.closed() => return,
-                message = inbound.next(), if open => match message {
-                    Some(Ok(r)) => if self.handle(r).await.is_err() { return },
-                    Some(Err(e)) => {
-                        let _ = self.out.send(Err(e)).await; // the client may be gone, and then it does not matter
-                        return;
+                () = self.ended.cancelled() => return None,
+                message = of(&mut self.inbound) => {
+                    self.handle(message);
+                    for _ in 1..TOGETHER {
+                        let Some(message) = of(&mut self.inbound).now_or_never() else { break };
+                        self.handle(message);
                     }
-                    // A client may close its side and go on listening.
-                    None => open = false,
-                },
-                changed = news.changed(), if !busy => if changed.is_err() { return },
-                () = photon_rt::time::sleep_until(alarm), if !busy => {}
-                () = std::future::ready(()), if busy => {}
-            }
-        }
-    }
-
-    async fn send(&self, mut r: WatchResponse, revision: i64) -> Result<(), Closed> {
-        r.header = self.api.header(revision);
-        self.out.send(Ok(r)).await.map_err(|_| Closed)
-    }
-
-    async fn handle(&mut self, r: WatchRequest) -> Result<(), Closed> {
-        match r.request_union {
-            Some(RequestUnion::CreateRequest(c)) => self.create(c).await,
-            Some(RequestUnion::CancelRequest(c)) => {
-                if self.watches.remove(&c.watch_id).is_none() {
-                    return Ok(());
                 }
-                self.api.0.inner.counters.watchers.fetch_sub(1, Relaxed);
-                let r = WatchResponse { watch_id: c.watch_id, canceled: true, ..Default::default() };
-                self.send(r, self.api.revision()).await
+                () = tokio::task::yield_now(), if busy => {}
+                () = self.follower.news() => {}
+                () = until(alarm) => {}
             }
-            Some(RequestUnion::ProgressRequest(_)) => {
-                self.progress_wanted = true;
-                Ok(())
-            }
-            None => Ok(()),
         }
     }
 
-    async fn create(&mut self, c: WatchCreateRequest) -> Result<(), Closed> {
+    fn send(&mut self, mut r: WatchResponse, revision: i64) {
+        r.header = self.api.header(revision);
+        self.ready.push_back(Ok(r));
+    }
+
+    fn handle(&mut self, message: Option<Result<WatchRequest, Status>>) {
+        match message {
+            Some(Ok(r)) => match r.request_union {
+                Some(RequestUnion::CreateRequest(c)) => self.create(c),
+                Some(RequestUnion::CancelRequest(c)) => self.cancel(c.watch_id),
+                Some(RequestUnion::ProgressRequest(_)) => self.progress_wanted = true,
+                None => {}
+            },
+            Some(Err(e)) => {
+                self.ready.push_back(Err(e));
+                self.done = true;
+                self.inbound = None;
+            }
+            None => self.inbound = None,
+        }
+    }
+
+    fn cancel(&mut self, watch_id: i64) {
+        if self.drop_watch(watch_id) {
+            self.follower.remove(watch_id);
+            let r = WatchResponse { watch_id, canceled: true, ..Default::default() };
+            self.send(r, self.api.revision());
+        }
+    }
+
+    fn create(&mut self, c: WatchCreateRequest) {
         let revision = self.api.revision();
         let refuse = |why: String| WatchResponse {
             watch_id: -1,
@@ -155,22 +173,22 @@ impl Session {
         if c.range_end.is_empty() && !self.who.scope.may_name(&key) {
             let denied =
                 WatchResponse { watch_id: c.watch_id, ..refuse(EtcdError::PermissionDenied.to_string()) };
-            return self.send(denied, revision).await;
+            return self.send(denied, revision);
         }
         let state = self.api.0.published();
         if let Err(e) = may_watch(&state.rules.auth, &self.who, &key, &c.range_end) {
-            return self.send(WatchResponse { watch_id: c.watch_id, ..refuse(e) }, revision).await;
+            return self.send(WatchResponse { watch_id: c.watch_id, ..refuse(e) }, revision);
         }
         if span.is_empty() {
-            return self.send(refuse("mvcc: watcher range is empty".into()), revision).await;
+            return self.send(refuse("mvcc: watcher range is empty".into()), revision);
         }
         if self.watches.len() >= MAX_WATCHES {
-            return self.send(refuse(EtcdError::TooManyRequests.to_string()), revision).await;
+            return self.send(refuse(EtcdError::TooManyRequests.to_string()), revision);
         }
         let id = if c.watch_id != 0 {
             if self.watches.contains_key(&c.watch_id) {
                 let why = "mvcc: duplicate watch ID provided on the WatchStream";
-                return self.send(refuse(why.into()), revision).await;
+                return self.send(refuse(why.into()), revision);
             }
             c.watch_id
         } else {
@@ -190,31 +208,31 @@ impl Session {
             prev_kv: c.prev_kv,
         };
         let created = WatchResponse { watch_id: id, created: true, ..Default::default() };
-        self.send(created, revision).await?;
+        self.send(created, revision);
         // A start below the compaction is told so, even where the ring still has the events.
         let next = if c.start_revision > 0 { c.start_revision } else { revision + 1 };
         let next = if planted(Plant::WatchGap) { next.max(state.compacted) } else { next };
         if c.start_revision > 0 && next < state.compacted {
-            return self.gone(id, Gone(state.compacted)).await;
+            return self.gone(id, Gone(state.compacted));
         }
         let notify = c.progress_notify.then(|| now() + self.api.0.inner.config.progress_interval);
-        let watch = Watching { cursor: Cursor { interest, next }, range, fragment: c.fragment, notify };
-        self.watches.insert(id, watch);
+        self.alarms.extend(notify.map(|at| (at, id)));
+        self.watches.insert(id, Watching { range, fragment: c.fragment, notify });
+        self.follower.add(id, interest, next);
         self.api.0.inner.counters.watchers.fetch_add(1, Relaxed);
-        Ok(())
     }
 
-    async fn gone(&self, id: i64, Gone(compact_revision): Gone) -> Result<(), Closed> {
+    fn gone(&mut self, id: i64, Gone(compact_revision): Gone) {
         let r = WatchResponse { watch_id: id, canceled: true, compact_revision, ..Default::default() };
-        self.send(r, 0).await
+        self.send(r, 0);
     }
 
     /// Ends the watches to whose keys the caller has lost the right. (etcd lets them go on.)
-    async fn rights(&mut self) -> Result<(), Closed> {
+    fn rights(&mut self) {
         let state = self.api.0.published();
         let auth = &state.rules.auth;
         if self.auth_revision == auth.revision() {
-            return Ok(());
+            return;
         }
         self.auth_revision = auth.revision();
         self.who = self.who.at(auth.revision());
@@ -225,36 +243,29 @@ impl Session {
             .collect();
         for (watch_id, cancel_reason) in lost {
             self.drop_watch(watch_id);
+            self.follower.remove(watch_id);
             let r = WatchResponse { watch_id, canceled: true, cancel_reason, ..Default::default() };
-            self.send(r, state.revision).await?;
+            self.send(r, state.revision);
         }
-        Ok(())
     }
 
-    /// One step for every watch that is behind `revision`; true when some are still behind.
-    async fn deliver(&mut self, revision: i64) -> Result<bool, Closed> {
-        let late: Vec<i64> =
-            self.watches.iter().filter(|(_, w)| w.cursor.behind(revision)).map(|(id, _)| *id).collect();
-        let mut busy = false;
-        for id in late {
-            let api = self.api.clone();
-            let Some(w) = self.watches.get_mut(&id) else { continue };
-            let step: EtcdResult<Result<Vec<Changes>, Gone>> = w.cursor.step(&api.0.inner.shared).await;
-            busy |= w.cursor.behind(revision);
-            let (fragment, seen) = (w.fragment, w.cursor.next - 1);
-            match step {
-                Ok(Ok(found)) if found.is_empty() => {}
-                Ok(Ok(found)) => {
-                    if let Some(at) = &mut w.notify {
-                        *at = now() + api.0.inner.config.progress_interval;
-                    }
-                    self.events(id, found, fragment, seen).await?;
-                }
-                Ok(Err(gone)) => {
+    /// One step of all watches; true when some may have more.
+    async fn deliver(&mut self) -> bool {
+        let mut found = Vec::new();
+        let busy = self.follower.step(&mut found).await;
+        // After the step: a right that was taken before a change must not show the change.
+        self.rights();
+        for (id, found) in found {
+            if !self.watches.contains_key(&id) {
+                continue;
+            }
+            match found {
+                Found::Changes(list, seen) => self.events(id, list, seen),
+                Found::Gone(gone) => {
                     self.drop_watch(id);
-                    self.gone(id, gone).await?;
+                    self.gone(id, gone);
                 }
-                Err(e) => {
+                Found::Failed(e) => {
                     self.drop_watch(id);
                     let r = WatchResponse {
                         watch_id: id,
@@ -262,32 +273,40 @@ impl Session {
                         cancel_reason: e.to_string(),
                         ..Default::default()
                     };
-                    self.send(r, revision).await?;
+                    self.send(r, self.api.revision());
                 }
             }
         }
-        Ok(busy)
+        busy
     }
 
-    fn drop_watch(&mut self, id: i64) {
-        if self.watches.remove(&id).is_some() {
-            self.api.0.inner.counters.watchers.fetch_sub(1, Relaxed);
+    /// Ends the bookkeeping of a watch; false when there is none.
+    fn drop_watch(&mut self, id: i64) -> bool {
+        let Some(w) = self.watches.remove(&id) else { return false };
+        self.api.0.inner.counters.watchers.fetch_sub(1, Relaxed);
+        if let Some(at) = w.notify {
+            self.alarms.remove(&(at, id));
         }
+        true
+    }
+
+    /// Has the next word about an uneventful watch wait a whole interval.
+    fn postpone(&mut self, id: i64) {
+        let Some(at) = self.watches.get_mut(&id).and_then(|w| w.notify.as_mut()) else { return };
+        self.alarms.remove(&(*at, id));
+        *at = now() + self.api.0.inner.config.progress_interval;
+        self.alarms.insert((*at, id));
     }
 
     /// Sends changes; the header says how far this watch has now seen everything.
-    async fn events(
-        &self,
-        id: i64,
-        found: Vec<Changes>,
-        fragment: bool,
-        revision: i64,
-    ) -> Result<(), Closed> {
+    fn events(&mut self, id: i64, found: Vec<Changes>, revision: i64) {
+        self.postpone(id);
+        let fragment = self.watches.get(&id).is_some_and(|w| w.fragment);
         let events: Vec<mvccpb::Event> = found.into_iter().flat_map(|c| c.changes).map(event).collect();
         self.api.0.inner.counters.events.fetch_add(events.len() as u64, Relaxed);
         let whole = WatchResponse { watch_id: id, events, ..Default::default() };
         if !fragment || whole.encoded_len() < MAX_REQUEST {
-            return self.send(whole, revision).await;
+            return self.send(whole, revision);
         }
         let mut part = WatchResponse { watch_id: id, ..Default::default() };
         let mut size = 0;
@@ -296,37 +315,47 @@ impl Session {
             if size + n >= MAX_REQUEST && !part.events.is_empty() {
                 let full = std::mem::take(&mut part.events);
                 let r = WatchResponse { watch_id: id, fragment: true, events: full, ..Default::default() };
-                self.send(r, revision).await?;
+                self.send(r, revision);
                 size = 0;
             }
             size += n;
             part.events.push(e);
         }
-        self.send(part, revision).await
+        self.send(part, revision);
     }
 
-    /// Every watch has been told everything up to `revision`: say so to those who want to know. Goes
-    /// the way of the events and after them, so it never overtakes one.
-    async fn report(&mut self, revision: i64) -> Result<(), Closed> {
+    /// Every watch has been told everything up to a revision: say so to those who want to know. Goes the way of
+    /// the events and after them, so it never overtakes one.
+    fn report(&mut self) {
+        let Some(revision) = self.follower.seen() else { return };
         if std::mem::take(&mut self.progress_wanted) {
             // For all watches of the stream; a revision counts as told to one that starts after it.
-            self.send(WatchResponse { watch_id: -1, ..Default::default() }, revision).await?;
+            self.send(WatchResponse { watch_id: -1, ..Default::default() }, revision);
+        }
+        if self.alarms.is_empty() {
+            return;
         }
         let at = now();
-        let interval = self.api.0.inner.config.progress_interval;
-        let due: Vec<i64> = self
-            .watches
-            .iter()
-            .filter(|(_, w)| w.notify.is_some_and(|n| n <= at))
-            .map(|(id, _)| *id)
-            .collect();
+        let due: Vec<i64> = self.alarms.iter().take_while(|(n, _)| *n <= at).map(|(_, id)| *id).collect();
         for id in due {
-            self.send(WatchResponse { watch_id: id, ..Default::default() }, revision).await?;
-            if let Some(w) = self.watches.get_mut(&id) {
-                w.notify = Some(now() + interval);
-            }
+            self.send(WatchResponse { watch_id: id, ..Default::default() }, revision);
+            self.postpone(id);
         }
-        Ok(())
+    }
+}
+
+/// The next request; forever nothing once the client has closed its side.
+async fn of(inbound: &mut Option<Streaming<WatchRequest>>) -> Option<Result<WatchRequest, Status>> {
+    match inbound {
+        Some(s) => s.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(alarm: Option<Instant>) {
+    match alarm {
+        Some(at) => photon_rt::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
