@@ -38,6 +38,8 @@ mod queue;
 pub mod recover;
 mod room;
 mod scope;
+#[cfg(test)]
+mod sim;
 pub mod snapshot;
 mod store;
 mod sweep;

@@ -7,12 +7,13 @@ use crate::{
     hub::Hub,
     lessor::Lessor,
     model::{Answer, Batch, LeaseEffect, Reader, Rules, layout::*},
+    plant::{Plant, planted},
     tokens::Tokens,
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use photon_kv::{
     Direction,
-    engine::{self, Engine, EngineError, KeyRange, View},
+    engine::{self, Engine, EngineError, KeyRange, Overlay, View},
 };
 use photon_raft::{Machine, MachineError, Position, snapshot::Chunks};
 use prost::Message;
@@ -170,6 +171,10 @@ impl StateMachine {
         let tokens = std::mem::take(&mut batch.tokens);
         let rules = batch.rules.clone();
         let mut over = batch.into_overlay();
+        if planted(Plant::PositionApart) {
+            self.shared.engine.write(over.into_batch()).map_err(fatal)?;
+            over = Overlay::new(self.shared.engine.view());
+        }
         over.put(META, STATE, state.encode_to_vec());
         self.shared.engine.write(over.into_batch()).map_err(fatal)?;
         let grown = revision > self.state.revision;
@@ -206,7 +211,12 @@ impl Machine for StateMachine {
 
     fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
         let view = self.shared.published().view.clone();
-        Ok((self.applied(), Box::new(dump(view))))
+        // As long as no command came, the state is nowhere stored.
+        let first = match view.get(META, STATE).map_err(fatal)? {
+            Some(_) => None,
+            None => Some(Ok(record(META, STATE, &self.state.encode_to_vec()))),
+        };
+        Ok((self.applied(), Box::new(first.into_iter().chain(dump(view)))))
     }
 
     fn restore(
@@ -230,7 +240,9 @@ impl Machine for StateMachine {
         self.publish(state, rules);
         let all = leases(&*shared.published().view).map_err(fatal)?;
         shared.lessor.replace(&all);
-        shared.hub.jump(self.state.revision.max(old));
+        if !planted(Plant::RingKept) {
+            shared.hub.jump(self.state.revision.max(old));
+        }
         shared.hub.rouse();
         shared.whole.store(true, Ordering::Release);
         Ok(())
@@ -307,6 +319,20 @@ const CHUNK: usize = 1 << 20;
 /// Most bytes of a key or value in a snapshot: a request is far smaller.
 const MAX_FIELD: usize = 16 << 20;
 
+fn put_record(b: &mut BytesMut, space: engine::Space, key: &[u8], value: &[u8]) {
+    b.put_u8(space.0 as u8);
+    b.put_u32(key.len() as u32);
+    b.put_u32(value.len() as u32);
+    b.put_slice(key);
+    b.put_slice(value);
+}
+
+fn record(space: engine::Space, key: &[u8], value: &[u8]) -> Bytes {
+    let mut b = BytesMut::new();
+    put_record(&mut b, space, key, value);
+    b.freeze()
+}
+
 /// Takes a whole record off the front: space, length and bytes of the key, and of the value.
 pub(crate) fn take_record(b: &mut BytesMut) -> Result<Option<Record>, MachineError> {
     if b.len() < 9 {
@@ -342,6 +368,10 @@ impl Dump {
     fn fill(&mut self) -> Result<(), EngineError> {
         while self.buffer.len() < CHUNK && self.space < SPACES.len() {
             let space = engine::Space(self.space);
+            if space == LEASE && planted(Plant::LeasesNotCarried) {
+                self.space += 1;
+                continue;
+            }
             let start = match self.after.take() {
                 Some(k) => std::ops::Bound::Excluded(k),
                 None => std::ops::Bound::Unbounded,
@@ -350,11 +380,7 @@ impl Dump {
             let view = self.view.clone();
             for item in view.scan(space, range, Direction::Forward) {
                 let (k, v) = item?;
-                self.buffer.put_u8(self.space as u8);
-                self.buffer.put_u32(k.len() as u32);
-                self.buffer.put_u32(v.len() as u32);
-                self.buffer.put_slice(&k);
-                self.buffer.put_slice(&v);
+                put_record(&mut self.buffer, space, &k, &v);
                 if self.buffer.len() >= CHUNK {
                     self.after = Some(k);
                     return Ok(());

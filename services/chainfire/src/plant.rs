@@ -16,6 +16,12 @@ pub(crate) enum Plant {
     LeaseShort,
     /// Lock and Campaign answer before it is one's turn.
     LockUnfair,
+    /// A state that was replaced keeps the changes in memory that led to the one before.
+    RingKept,
+    /// The position in the log is written in a batch of its own.
+    PositionApart,
+    /// Snapshots go without leases.
+    LeasesNotCarried,
 }
 
 /// Whether it is planted.
@@ -29,5 +35,23 @@ pub(crate) const fn planted(_: Plant) -> bool {
 pub(crate) fn planted(bug: Plant) -> bool {
     static NAME: std::sync::LazyLock<Option<String>> =
         std::sync::LazyLock::new(|| std::env::var("PHOTON_PLANT").ok());
+    #[cfg(test)]
+    if HERE.get() == Some(bug) {
+        return true;
+    }
     NAME.as_deref().is_some_and(|name| name == format!("{bug:?}"))
+}
+
+#[cfg(test)]
+thread_local! {
+    static HERE: std::cell::Cell<Option<Plant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in this thread meanwhile.
+#[cfg(test)]
+pub(crate) fn with_planted<T>(bug: Plant, f: impl FnOnce() -> T) -> T {
+    HERE.set(Some(bug));
+    let out = f();
+    HERE.set(None);
+    out
 }
