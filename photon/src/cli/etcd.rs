@@ -11,7 +11,7 @@ use std::{ffi::OsString, path::Path};
 const VERSION: &str = chainfire::wire::ETCD_VERSION;
 
 /// Flags with a value that mean the same to `photon chainfire serve`, under the second name.
-const MEANT: [(&str, &str); 21] = [
+const MEANT: [(&str, &str); 23] = [
     ("name", "name"),
     ("data-dir", "data-dir"),
     ("listen-client-urls", "listen-client-urls"),
@@ -33,6 +33,8 @@ const MEANT: [(&str, &str); 21] = [
     ("experimental-watch-progress-notify-interval", "watch-progress-notify-interval"),
     ("experimental-corrupt-check-time", "corrupt-check-time"),
     ("corrupt-check-time", "corrupt-check-time"),
+    ("auto-compaction-retention", "auto-compaction-retention"),
+    ("auto-compaction-mode", "auto-compaction-mode"),
 ];
 
 /// Switches, and what they are here: nothing to do for, or refused when switched on.
@@ -113,9 +115,7 @@ const NOTED: [(&str, &str); 33] = [
 ];
 
 /// Flags with a value that must be the one named, or is refused for a reason.
-const FIXED: [(&str, &str, &str); 24] = [
-    ("auto-compaction-retention", "0", "history is kept until a client compacts it, as Kubernetes does"),
-    ("auto-compaction-mode", "periodic", "history is kept until a client compacts it"),
+const FIXED: [(&str, &str, &str); 22] = [
     ("auth-token", "simple", "tokens are of the simple kind"),
     ("max-txn-ops", "128", "a transaction has at most 128 operations"),
     ("max-request-bytes", "1572864", "a request has at most 1.5 MiB"),
@@ -245,12 +245,24 @@ fn note(name: &str, switch: Switch, value: &str) -> Result<()> {
 /// A value that must be the one that is possible, or a smaller number where it is one.
 fn fits(name: &str, value: &str, only: &str, why: &str) -> Result<()> {
     let smaller = value.parse::<u64>().ok().zip(only.parse().ok()).is_some_and(|(v, o)| v <= o);
-    let zero = only == "0" && value.trim_end_matches(|c: char| c.is_ascii_alphabetic()) == "0";
     match name {
-        _ if value == only || smaller || zero || value.is_empty() => Ok(()),
-        "auto-compaction-mode" if value == "revision" => Ok(()),
+        _ if value == only || smaller || value.is_empty() => Ok(()),
         _ => Err(Error::invalid(name.to_string(), format!("{value:?} is not possible here")).why(why)),
     }
+}
+
+/// How much history etcd's two flags keep: a bare number of the periodic mode is hours.
+pub fn retention(mode: &str, text: &str) -> Result<Option<chainfire::Retention>> {
+    use chainfire::Retention::{Revisions, Time};
+    let number = text.parse::<u32>().ok();
+    let bad = |why: String| Error::invalid("auto-compaction-retention", why);
+    let kept = match (mode, number) {
+        ("revision", Some(n)) => Revisions(i64::from(n)),
+        ("revision", None) => return Err(bad(format!("{text:?} is not a number of revisions"))),
+        (_, Some(n)) => Time(Duration::from_secs(u64::from(n) * 3_600)),
+        (_, None) => Time(duration(text).map_err(bad)?),
+    };
+    Ok(Some(kept).filter(|k| !matches!(k, Revisions(0) | Time(Duration::ZERO))))
 }
 
 /// A time as Go writes it: `5s`, `1h30m`, `500ms`; `0`.
@@ -322,7 +334,6 @@ mod tests {
             "--max-txn-ops=1000",
             "--discovery x",
             "--name",
-            "--auto-compaction-retention=1h",
             "--auth-token=jwt,pub-key=x",
             "--unheard-of=1",
             "serve",
@@ -330,6 +341,18 @@ mod tests {
         ] {
             assert!(line(&format!("etcd {wrong}")).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn history_is_kept_as_etcd_keeps_it() {
+        use chainfire::Retention::{Revisions, Time};
+        let kept = |mode, text| retention(mode, text).expect("valid");
+        assert_eq!(kept("periodic", "0"), None);
+        assert_eq!(kept("periodic", "0h"), None);
+        assert_eq!(kept("periodic", "2"), Some(Time(Duration::from_secs(7_200))));
+        assert_eq!(kept("periodic", "5m"), Some(Time(Duration::from_secs(300))));
+        assert_eq!(kept("revision", "1000"), Some(Revisions(1_000)));
+        assert!(retention("revision", "1h").is_err() && retention("periodic", "soon").is_err());
     }
 
     #[test]

@@ -108,6 +108,13 @@ pub struct ServeArgs {
     /// How often the leader compares what members hold; 0 never.
     #[arg(long, env = "ETCD_EXPERIMENTAL_CORRUPT_CHECK_TIME", default_value = "1h", value_parser = super::etcd::duration, value_name = "TIME")]
     corrupt_check_time: Duration,
+    /// Forget history by itself: what is older than this time, as in 1h (a bare number is hours), or with
+    /// --auto-compaction-mode revision all but so many revisions; 0: never, clients compact.
+    #[arg(long, env = "ETCD_AUTO_COMPACTION_RETENTION", default_value = "0", value_name = "TIME or NUMBER")]
+    auto_compaction_retention: String,
+    /// What the retention counts.
+    #[arg(long, env = "ETCD_AUTO_COMPACTION_MODE", value_parser = ["periodic", "revision"], default_value = "periodic")]
+    auto_compaction_mode: String,
     /// Bytes of the disk to keep free: below, writes are refused until there is room again (alarm NOSPACE).
     /// Default: a fiftieth, 192 MiB to 2 GiB, but at most a quarter. 0: do not watch.
     #[arg(long, value_name = "BYTES")]
@@ -288,6 +295,7 @@ async fn serve(global: &Global, args: ServeArgs) -> Result<()> {
     config.progress_interval = args.watch_progress_notify_interval;
     config.election = Duration::from_millis(args.election_timeout);
     config.corrupt_check = args.corrupt_check_time;
+    config.retention = super::etcd::retention(&args.auto_compaction_mode, &args.auto_compaction_retention)?;
     config.reserve = args.disk_reserve;
     // All ports before anything else: a port that is taken should change nothing.
     let (sockets, pages) = (bind(&addrs).await?, bind(&metrics).await?);

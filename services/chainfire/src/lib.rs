@@ -20,6 +20,7 @@
 
 pub mod cluster;
 mod command;
+mod compactor;
 mod error;
 mod follow;
 mod heal;
@@ -47,6 +48,7 @@ mod tokens;
 mod who;
 pub mod wire;
 
+pub use compactor::Retention;
 pub use error::{EtcdError, EtcdResult};
 pub use scope::{RESERVED_PREFIX, Scope, Span};
 pub use store::{ChainFire, ChainFireConfig};

@@ -51,6 +51,8 @@ pub struct ChainFireConfig {
     pub election: Duration,
     /// How often the leader compares what members hold; zero: never.
     pub corrupt_check: Duration,
+    /// How much history is kept; none: all, until a client compacts it.
+    pub retention: Option<crate::Retention>,
     /// Memory for recent changes that watchers share, bytes.
     pub watch_ring: usize,
     /// Memory of the storage engine.
@@ -75,6 +77,7 @@ impl ChainFireConfig {
             progress_interval: Duration::from_secs(600),
             election: Duration::from_secs(1),
             corrupt_check: Duration::from_secs(3_600),
+            retention: None,
             watch_ring: 32 << 20,
             engine: FjallOptions::default(),
             reserve: None,
@@ -246,6 +249,9 @@ impl ChainFire {
         me.inner.tasks.spawn("chainfire-beats", crate::leases::relay(weak.clone(), beats));
         let every = me.inner.config.corrupt_check;
         me.inner.tasks.spawn("chainfire-compare", crate::cluster::compare::watch(weak.clone(), every));
+        if let Some(retention) = me.inner.config.retention {
+            me.inner.tasks.spawn("chainfire-compact", crate::compactor::run(weak.clone(), retention));
+        }
         me.inner.tasks.spawn("chainfire-heal", crate::heal::watch(weak.clone()));
         me.inner.tasks.spawn("chainfire-room", crate::room::watch(weak.clone()));
         me.inner.tasks.spawn("chainfire-sweep", sweep(weak));

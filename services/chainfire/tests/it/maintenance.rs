@@ -274,3 +274,22 @@ async fn a_damaged_snapshot_is_refused_and_changes_nothing() {
     }
     assert!(photon_rt::fs::metadata(dir.path().join("b")).is_err(), "nothing was made");
 }
+
+/// `--auto-compaction-retention`: what is older than that is forgotten, what is younger is not.
+#[tokio::test(flavor = "multi_thread")]
+async fn history_is_compacted_by_itself() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let retention = Some(chainfire::Retention::Time(Duration::from_millis(500)));
+    let server = Server::with(ChainFireConfig { retention, ..ChainFireConfig::new(dir.path()) }).await;
+    for i in 0..3 {
+        ok(&server.operator, &["put", "k", &i.to_string()]).await;
+    }
+    crate::cluster::until("the first revisions to be forgotten", async || {
+        let old = etcdctl(&server.operator, &["get", "k", "--rev=2"], None).await;
+        old.is_err_and(|e| e.contains("required revision has been compacted"))
+    })
+    .await;
+    assert_eq!(ok(&server.operator, &["get", "k", "--print-value-only"]).await.trim(), "2");
+    assert_eq!(ok(&server.operator, &["get", "k", "--rev=4", "--print-value-only"]).await.trim(), "2");
+    server.stop().await;
+}
