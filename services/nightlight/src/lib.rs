@@ -1,0 +1,4 @@
+//! NightLight.
+pub mod engine;
+pub mod labels;
+pub mod promql;
