@@ -22,7 +22,7 @@ fn group(a: &Aggregate, labels: &Labels) -> Labels {
 
 pub(super) fn eval(ev: &Eval<'_>, span: Span, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
     match a.op {
-        AggOp::Sum => sums(ev, a, g, sink, &|sum: Sum, _| sum.value()),
+        AggOp::Sum => emit(accumulate(ev, a, g, Sum::of, |s, v| s.add(v))?, sink, Sum::value),
         AggOp::Avg => average(ev, a, g, sink),
         AggOp::Count | AggOp::Group | AggOp::Min | AggOp::Max | AggOp::Stdvar | AggOp::Stddev => {
             simple(ev, a, g, sink)
@@ -83,26 +83,6 @@ fn emit<S: Copy>(
     Ok(())
 }
 
-fn sums(
-    ev: &Eval<'_>,
-    a: &Aggregate,
-    g: Grid,
-    sink: Sink<'_>,
-    value: &dyn Fn(Sum, u32) -> f64,
-) -> Result<(), Error> {
-    let groups = accumulate(
-        ev,
-        a,
-        g,
-        |v| (Sum::of(v), 1u32),
-        |s, v| {
-            s.0.add(v);
-            s.1 += 1;
-        },
-    )?;
-    emit(groups, sink, |s| value(s.0, s.1))
-}
-
 /// The mean by the sum; a second time, divided first, in the rare case that the sum is beyond all numbers.
 fn average(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
     let groups = accumulate(
@@ -153,9 +133,17 @@ fn simple(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), E
             emit(accumulate(ev, a, g, |v| v, more)?, sink, |v| v)
         }
         op => {
-            let groups = accumulate(ev, a, g, Moments::of, |m, v| m.add(v))?;
+            // Measured from the first value, so that what great values share takes no digits.
+            let base = |v: f64| if v.is_finite() { v } else { 0.0 };
+            let groups = accumulate(
+                ev,
+                a,
+                g,
+                |v| (base(v), Moments::of(v - base(v))),
+                |(base, m), v| m.add(v - *base),
+            )?;
             let root = op == AggOp::Stddev;
-            emit(groups, sink, |m| if root { (m.m2 / m.n).sqrt() } else { m.m2 / m.n })
+            emit(groups, sink, |(_, m)| if root { (m.m2 / m.n).sqrt() } else { m.m2 / m.n })
         }
     }
 }

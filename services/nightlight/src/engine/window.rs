@@ -114,8 +114,20 @@ fn column(name: &str, s: &Samples, w: Windows, numbers: &[Vec<f64>]) -> Column {
         "min_over_time" | "ts_of_min_over_time" => extreme(s, w, |old, new| old > new, name, &mut col),
         "sum_over_time" => fold(s, w, Sum::of, |i, _, _, a| col.set(i, a.value())),
         "avg_over_time" => fold(s, w, Sum::of, |i, lo, hi, a| col.set(i, mean(a, &s.v[lo..hi]))),
-        "stdvar_over_time" => fold(s, w, Moments::of, |i, _, _, a| col.set(i, a.m2 / a.n)),
-        "stddev_over_time" => fold(s, w, Moments::of, |i, _, _, a| col.set(i, (a.m2 / a.n).sqrt())),
+        "stdvar_over_time" | "stddev_over_time" => {
+            // Measured from a value among them, so that what great values share takes no digits.
+            let base = s.v.iter().copied().find(|v| v.is_finite()).unwrap_or(0.0);
+            let root = name == "stddev_over_time";
+            fold(
+                s,
+                w,
+                |v| Moments::of(v - base),
+                |i, _, _, a| {
+                    let variance = a.m2 / a.n;
+                    col.set(i, if root { variance.sqrt() } else { variance });
+                },
+            );
+        }
         "quantile_over_time" => {
             sorted(s, w, |i, window| col.set(i, quantile(numbers[0][i], window)));
         }

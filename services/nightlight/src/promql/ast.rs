@@ -286,11 +286,23 @@ impl Op {
     }
 }
 
+/// A position that does not count when trees are compared.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Here(pub Span);
+
+impl PartialEq for Here {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
 /// `lhs op rhs`
 #[derive(Clone, Debug, PartialEq)]
 pub struct Binary {
     /// Operator.
     pub op: Op,
+    /// Where the operator stands.
+    pub at: Here,
     /// Left operand.
     pub lhs: Expr,
     /// Right operand.

@@ -99,10 +99,10 @@ fn binary(e: &Expr, b: &Binary) -> Result<(), Complaint> {
     let (l, r) = (b.lhs.ty(), b.rhs.ty());
     let m = &b.matching;
     if b.return_bool && !b.op.is_comparison() {
-        return Err((e.span, "bool modifier can only be used on comparison operators".into()));
+        return Err((b.at.0, "bool modifier can only be used on comparison operators".into()));
     }
     if b.op.is_comparison() && !b.return_bool && l == Type::Scalar && r == Type::Scalar {
-        return Err((e.span, "comparisons between scalars must use BOOL modifier".into()));
+        return Err((b.at.0, "comparisons between scalars must use BOOL modifier".into()));
     }
     if b.op.is_set() && m.card != Card::OneToOne {
         return Err((e.span, format!("no grouping allowed for {} operation", quote(b.op.as_str()))));
@@ -110,7 +110,7 @@ fn binary(e: &Expr, b: &Binary) -> Result<(), Complaint> {
     if m.on
         && let Some(both) = m.labels.iter().find(|l| m.include.contains(l))
     {
-        return Err((e.span, format!("label {} must not occur in ON and GROUP clause at once", quote(both))));
+        return Err((b.at.0, format!("label {} must not occur in ON and GROUP clause at once", quote(both))));
     }
     for (side, ty) in [(&b.lhs, l), (&b.rhs, r)] {
         if ty != Type::Scalar && ty != Type::Vector {

@@ -97,10 +97,7 @@ pub(super) struct Token<'a> {
 impl Token<'_> {
     /// As Prometheus names it in "unexpected …".
     pub fn describe(&self) -> String {
-        let text = || match self.text.char_indices().nth(10) {
-            Some((at, _)) if self.text.len() > 10 => format!("{}...", quote(&self.text[..at])),
-            _ => quote(self.text),
-        };
+        let text = || quote(self.text);
         match &self.tok {
             Tok::Eof => "end of input".into(),
             Tok::Error(e) => format!("error {e}"),
@@ -124,11 +121,14 @@ struct Lexer<'a> {
     in_braces: bool,
     in_brackets: bool,
     colon: bool,
+    /// A number was read since the bracket opened.
+    number: bool,
 }
 
 /// All tokens; the last is [`Tok::Eof`] or [`Tok::Error`].
 pub(super) fn lex(text: &str) -> Vec<Token<'_>> {
-    let mut l = Lexer { text, at: 0, parens: 0, in_braces: false, in_brackets: false, colon: false };
+    let mut l =
+        Lexer { text, at: 0, parens: 0, in_braces: false, in_brackets: false, colon: false, number: false };
     let mut out = Vec::new();
     loop {
         l.skip();
@@ -136,7 +136,9 @@ pub(super) fn lex(text: &str) -> Vec<Token<'_>> {
         let tok = l.next().unwrap_or_else(Tok::Error);
         let end = tok_end(&tok, start, l.at);
         let last = matches!(tok, Tok::Eof | Tok::Error(_));
-        let span = Span { start: start as u32, end: end as u32 };
+        // Prometheus finds a parenthesis too many after having read it.
+        let late = matches!(&tok, Tok::Error(_)) && text[start..].starts_with(')');
+        let span = Span { start: start as u32 + u32::from(late), end: end as u32 };
         out.push(Token { tok, span, text: &text[start..end] });
         if last {
             return out;
@@ -199,7 +201,10 @@ impl<'a> Lexer<'a> {
         let Some(c) = self.peek() else {
             return match self {
                 Lexer { in_braces: true, .. } => Err("unexpected end of input inside braces".into()),
-                Lexer { in_brackets: true, .. } => {
+                Lexer { parens: 0, in_brackets: true, number: true, .. } => {
+                    Err("unclosed left bracket".into())
+                }
+                Lexer { in_brackets: true, number: false, .. } => {
                     Err("unexpected end of input in duration expression".into())
                 }
                 Lexer { parens: 1.., .. } => Err("unclosed left parenthesis".into()),
@@ -240,7 +245,8 @@ impl<'a> Lexer<'a> {
     fn outside(&mut self, c: char) -> Result<Tok, String> {
         let second = self.text[self.at..].chars().nth(1);
         if c.is_ascii_digit() || (c == '.' && second.is_some_and(|c| c.is_ascii_digit())) {
-            return self.number();
+            self.number = true;
+            return self.scan_number();
         }
         if self.in_brackets {
             return self.brackets(c);
@@ -270,7 +276,7 @@ impl<'a> Lexer<'a> {
                 Tok::LeftBrace
             }
             '[' => {
-                (self.in_brackets, self.colon) = (true, false);
+                (self.in_brackets, self.colon, self.number) = (true, false, false);
                 Tok::LeftBracket
             }
             ']' => return Err("unexpected right bracket ']'".into()),
@@ -379,7 +385,7 @@ impl<'a> Lexer<'a> {
     }
 
     /// A number in Go's syntax, or a duration.
-    fn number(&mut self) -> Result<Tok, String> {
+    fn scan_number(&mut self) -> Result<Tok, String> {
         let start = self.at;
         self.run(|c| is_word(c) || c == '.');
         // The sign of an exponent belongs to it: `1e-3`, but not `0x1e-3`.

@@ -147,8 +147,8 @@ impl<'a> Parser<'a> {
             while let Tok::Op(op) = p.peek().tok
                 && op.precedence() >= least
             {
-                p.next();
-                let mut b = p.modifiers(op)?;
+                let at = Here(p.next().span);
+                let mut b = p.modifiers(op, at)?;
                 let right = if op == Op::Pow { op.precedence() } else { op.precedence() + 1 };
                 let rhs = p.expr(right)?;
                 let span = lhs.span.to(rhs.span);
@@ -180,7 +180,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn modifiers(&mut self, op: Op) -> Parse<(Box<Binary>,)> {
+    fn modifiers(&mut self, op: Op, at: Here) -> Parse<(Box<Binary>,)> {
         let nothing =
             || Expr { span: Span::default(), kind: Kind::Number { value: 0.0, duration: false }, height: 1 };
         let mut m = Matching::default();
@@ -206,7 +206,7 @@ impl<'a> Parser<'a> {
             };
             self.next();
             self.expect(&Tok::LeftParen, "fill modifier", "\"(\"")?;
-            let value = self.signed()?;
+            let value = self.signed("fill modifier", "number")?;
             self.expect(&Tok::RightParen, "fill modifier", "\")\"")?;
             if left {
                 m.fill_left = Some(value);
@@ -215,17 +215,17 @@ impl<'a> Parser<'a> {
                 m.fill_right = Some(value);
             }
         }
-        Ok((Box::new(Binary { op, lhs: nothing(), rhs: nothing(), return_bool, matching: m }),))
+        Ok((Box::new(Binary { op, at, lhs: nothing(), rhs: nothing(), return_bool, matching: m }),))
     }
 
-    fn signed(&mut self) -> Parse<f64> {
+    fn signed(&mut self, context: &str, expected: &str) -> Parse<f64> {
         let negative = self.take(&Tok::Op(Op::Sub)).is_some();
         if !negative {
             self.take(&Tok::Op(Op::Add));
         }
         match self.number()? {
             Some((value, ..)) => Ok(if negative { -value } else { value }),
-            None => self.unexpected("", "number"),
+            None => self.unexpected(context, expected),
         }
     }
 
@@ -442,7 +442,7 @@ impl<'a> Parser<'a> {
             return self.unexpected("@", "timestamp");
         }
         let span = self.peek().span;
-        let seconds = self.signed()?;
+        let seconds = self.signed("@", "timestamp")?;
         let ms = (seconds * 1000.0).round();
         if !ms.is_finite() || ms.abs() >= i64::MAX as f64 {
             return Err((span, format!("timestamp out of bounds for @ modifier: {seconds:.6}")));
@@ -506,11 +506,7 @@ impl<'a> Parser<'a> {
             Tok::LeftBrace => self.selector(None),
             Tok::Agg(op) => match self.second() {
                 Tok::LeftParen | Tok::Keyword(Keyword::By | Keyword::Without) => self.aggregate(op),
-                // Where a metric's name may be followed by this, it is one.
-                Tok::Ident | Tok::MetricIdent | Tok::Number | Tok::Str | Tok::Agg(_) | Tok::Duration => {
-                    self.next();
-                    self.unexpected("aggregation", "")
-                }
+                // Anywhere else it is a metric's name.
                 _ => self.selector(Some(self.peek().text)),
             },
             Tok::Ident if *self.second() == Tok::LeftParen => self.call(),

@@ -1,0 +1,6 @@
+//! Integration tests of NightLight: the engine against a slow evaluator written from the documentation, and against a
+//! real Prometheus fed with the same samples.
+
+mod prometheus;
+mod random;
+mod reference;
