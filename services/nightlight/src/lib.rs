@@ -2,3 +2,4 @@
 pub mod engine;
 pub mod labels;
 pub mod promql;
+pub mod store;

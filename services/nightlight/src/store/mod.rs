@@ -1,0 +1,2 @@
+//! Where samples stay.
+pub mod codec;
