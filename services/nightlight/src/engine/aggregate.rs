@@ -183,7 +183,7 @@ fn emit_gathered(
     Ok(())
 }
 
-fn param<'a>(a: &'a Aggregate) -> Result<&'a Expr, Error> {
+fn param(a: &Aggregate) -> Result<&Expr, Error> {
     a.param.as_ref().map_or_else(|| fail("aggregation lacks its parameter"), Ok)
 }
 
@@ -291,9 +291,8 @@ fn limit_ratio(ev: &Eval<'_>, span: Span, a: &Aggregate, g: Grid, sink: Sink<'_>
     }
     ev.vector(&a.expr, g, &mut |mut s| {
         let at = position(&s.labels);
-        for i in 0..g.n {
-            let r = ratio[i];
-            s.col.on[i] &= if r >= 0.0 { at < r } else { at >= 1.0 + r };
+        for (on, r) in s.col.on.iter_mut().zip(&ratio) {
+            *on &= if *r >= 0.0 { at < *r } else { at >= 1.0 + r };
         }
         if s.col.any() { sink(s) } else { Ok(()) }
     })

@@ -1,6 +1,7 @@
 //! Integration tests of NightLight: the engine against a slow evaluator written from the documentation, and against a
-//! real Prometheus fed with the same samples.
+//! real Prometheus fed with the same samples; the engine over the store.
 
 mod prometheus;
 mod random;
 mod reference;
+mod store;

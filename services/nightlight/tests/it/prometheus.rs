@@ -11,7 +11,7 @@ use nightlight::{
 };
 use photon_rt::{
     entropy::Rng,
-    process::{self, Child, Command},
+    process::{self, Child},
     time::{Duration, sleep, timeout},
 };
 use std::{
@@ -61,7 +61,7 @@ impl Prometheus {
         let free = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("a port");
         let port = free.local_addr().expect("bound").port();
         drop(free);
-        let child = Command::new("prometheus")
+        let child = process::command("prometheus")
             .arg(format!("--config.file={}", config.display()))
             .arg(format!("--storage.tsdb.path={blocks}"))
             .arg("--storage.tsdb.retention.time=100y")

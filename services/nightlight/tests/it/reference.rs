@@ -10,13 +10,14 @@ use nightlight::{
 use photon_rt::entropy::Rng;
 
 type Vector = Vec<(Labels, f64)>;
+type Matrix = Vec<(Labels, Vec<(i64, f64)>)>;
 
 struct Slow<'a> {
     data: &'a Memory,
     query: Query,
 }
 
-fn matched(data: &Memory, s: &Selector, t: i64, range: i64) -> Vec<(Labels, Vec<(i64, f64)>)> {
+fn matched(data: &Memory, s: &Selector, t: i64, range: i64) -> Matrix {
     let mut out = Vec::new();
     for (labels, samples) in data.iter() {
         if s.matchers.iter().all(|m| m.matches(labels.get(&m.name))) {
@@ -137,7 +138,7 @@ impl Slow<'_> {
     }
 
     /// Samples of the window that ends at `t`, its end after modifiers, and its length.
-    fn matrix(&self, e: &Expr, t: i64) -> Result<(Vec<(Labels, Vec<(i64, f64)>)>, i64, i64), String> {
+    fn matrix(&self, e: &Expr, t: i64) -> Result<(Matrix, i64, i64), String> {
         match &e.bare().kind {
             Kind::Range { selector, range } => {
                 let (end, range) = (self.instant(&selector.when, t), self.ms(range));
@@ -149,7 +150,7 @@ impl Slow<'_> {
             Kind::Subquery(s) => {
                 let (end, range) = (self.instant(&s.when, t), self.ms(&s.range));
                 let step = s.step.as_ref().map_or(60_000, |d| self.ms(d));
-                let mut all: Vec<(Labels, Vec<(i64, f64)>)> = Vec::new();
+                let mut all = Matrix::new();
                 for at in (end - range + 1)..=end {
                     if at % step != 0 {
                         continue;
