@@ -84,18 +84,8 @@ impl Prometheus {
 
     /// A form by POST; status and body.
     fn get(&self, path: &str, form: &str) -> std::io::Result<(u16, String)> {
-        let mut s = TcpStream::connect(("127.0.0.1", self.port))?;
-        write!(
-            s,
-            "{} {path} HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{form}",
-            if form.is_empty() { "GET" } else { "POST" },
-            form.len(),
-        )?;
-        let mut text = String::new();
-        s.read_to_string(&mut text)?;
-        let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
-        let body = text.split_once("\r\n\r\n").map(|b| b.1.to_string()).unwrap_or_default();
-        Ok((status, body))
+        let head = "Content-Type: application/x-www-form-urlencoded\r\n";
+        request(self.port, if form.is_empty() { "GET" } else { "POST" }, path, head, form)
     }
 
     /// Every point of its answer, or its error.
@@ -140,12 +130,31 @@ impl Prometheus {
     }
 }
 
+/// One request to this machine; status and body.
+pub fn request(
+    port: u16,
+    method: &str,
+    path: &str,
+    head: &str,
+    body: &str,
+) -> std::io::Result<(u16, String)> {
+    let mut s = TcpStream::connect(("127.0.0.1", port))?;
+    let len = body.len();
+    write!(s, "{method} {path} HTTP/1.0\r\nHost: localhost\r\n{head}Content-Length: {len}\r\n\r\n{body}")?;
+    let mut text = String::new();
+    s.read_to_string(&mut text)?;
+    let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    let body = text.split_once("\r\n\r\n").map(|b| b.1.to_string()).unwrap_or_default();
+    Ok((status, body))
+}
+
 fn point(labels: Labels, v: &serde_json::Value) -> (Labels, i64, f64) {
     let value = v[1].as_str().expect("value").parse().expect("number");
     (labels, (v[0].as_f64().expect("instant") * 1000.0).round() as i64, value)
 }
 
-fn escape(text: &str) -> String {
+/// URL-encoded.
+pub fn escape(text: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric();
     text.bytes().map(|b| if plain(b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
 }
