@@ -12,12 +12,19 @@ fn series(i: u64) -> Labels {
     Labels::of(&[(NAME, "m"), ("s", &i.to_string())])
 }
 
-fn everything(store: &Store) -> Result<BTreeMap<(Labels, i64), u64>, crate::engine::Error> {
+/// Number of a series, and an instant.
+type Key = (u64, i64);
+
+fn number(l: &Labels) -> u64 {
+    l.get("s").parse().expect("a series of these tests")
+}
+
+fn everything(store: &Store) -> Result<BTreeMap<Key, u64>, crate::engine::Error> {
     let mut out = BTreeMap::new();
     store.select(&[], i64::MIN, i64::MAX, &mut |l, s| {
         assert!(s.t.windows(2).all(|w| w[0] < w[1]), "instants rise");
         for (t, v) in s.t.iter().zip(&s.v) {
-            out.insert((l.clone(), *t), v.to_bits());
+            out.insert((number(l), *t), v.to_bits());
         }
         Ok(())
     })?;
@@ -120,8 +127,8 @@ fn crashes(seed: u64, careless: bool) -> Result<(), String> {
     let sim = SimDisk::new(seed);
     let disk: Arc<dyn Disk> = if careless { Arc::new(Careless(sim.clone())) } else { Arc::new(sim.clone()) };
     let mut rng = Rng::new(seed);
-    let mut acknowledged: BTreeMap<(Labels, i64), u64> = BTreeMap::new();
-    let mut sent: HashMap<(Labels, i64), u64> = HashMap::new();
+    let mut acknowledged: BTreeMap<Key, u64> = BTreeMap::new();
+    let mut sent: HashMap<Key, u64> = HashMap::new();
     let mut clock = 1_000_000;
     for _ in 0..10 {
         let store = loop {
@@ -163,7 +170,7 @@ fn crashes(seed: u64, careless: bool) -> Result<(), String> {
             }
             let all: Vec<_> = batch
                 .iter()
-                .flat_map(|a| a.samples.iter().map(|(t, v)| ((a.labels.clone(), *t), v.to_bits())))
+                .flat_map(|a| a.samples.iter().map(|(t, v)| ((number(&a.labels), *t), v.to_bits())))
                 .collect();
             sent.extend(all.iter().cloned());
             match store.append(batch) {
@@ -180,7 +187,7 @@ fn crashes(seed: u64, careless: bool) -> Result<(), String> {
 
 #[test]
 fn nothing_acknowledged_is_lost() {
-    for seed in 0..60 {
+    for seed in 0..25 {
         crashes(seed, false).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
     // A planted bug: without syncs samples are lost, and this test sees it.
@@ -319,7 +326,7 @@ fn a_block_takes_well_under_a_byte_a_sample() {
             let labels = Labels::of(&[
                 (NAME, &format!("metric_{}", i / 4 % 10)),
                 ("instance", &format!("host-{target}:9100")),
-                ("i", &i.to_string()),
+                ("s", &i.to_string()),
             ]);
             batch.push(Arrival { labels, samples: vec![(t, v)] });
         }
