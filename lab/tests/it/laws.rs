@@ -23,7 +23,7 @@ const KERNEL: [&str; 11] = [
     "photon-serve",
     "photon-client",
 ];
-const SERVICES: [&str; 6] = ["chainfire", "iam", "prismnet", "flashdns", "nodes", "plasmavmc"];
+const SERVICES: [&str; 7] = ["chainfire", "iam", "prismnet", "flashdns", "nodes", "plasmavmc", "nightlight"];
 
 fn metadata() -> Value {
     let out = Command::new("cargo")

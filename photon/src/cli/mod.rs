@@ -13,6 +13,7 @@ mod import;
 mod join;
 mod kinds;
 mod login;
+mod nightlight;
 mod output;
 mod serve;
 mod status;
@@ -118,6 +119,9 @@ enum Command {
     /// Run one service alone.
     #[command(subcommand)]
     Chainfire(serve::ChainfireCommand),
+    /// Run one service alone.
+    #[command(subcommand)]
+    Nightlight(nightlight::NightlightCommand),
     /// Print completion for a shell.
     ///
     /// Example: photon completion bash > /etc/bash_completion.d/photon
@@ -192,6 +196,7 @@ async fn run(command: clap::Command, matches: &clap::ArgMatches) -> Result<()> {
         Command::Audit { limit } => audit(&global, limit).await,
         Command::Explain { kind } => kinds::explain(&kind),
         Command::Chainfire(c) => serve::chainfire(&global, c).await,
+        Command::Nightlight(c) => nightlight::nightlight(&global, c).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut command.clone(), "photon", &mut std::io::stdout());
             Ok(())

@@ -1,0 +1,456 @@
+//! The walk over the tree.
+
+use super::{
+    Cancel, Column, Error, Grid, Notes, Query, Samples, Series, Stats, Storage, Value, call, fail, is_stale,
+};
+use crate::{
+    labels::{Labels, MatchOp, NAME},
+    promql::{Expr, Span, Type, ast::*, duration, position},
+};
+use std::{cell::RefCell, collections::HashMap};
+
+/// Receives one series after the other.
+pub(super) type Sink<'a> = &'a mut dyn FnMut(Series) -> Result<(), Error>;
+
+/// The windows of a function over a range: window `i` is `(ends.at(i) - range, ends.at(i)]`.
+#[derive(Clone, Copy)]
+pub(super) struct Windows {
+    pub ends: Grid,
+    pub range: i64,
+    /// The instants of evaluation, before `offset` and `@`.
+    pub steps: Grid,
+}
+
+pub(super) struct Eval<'a> {
+    storage: &'a dyn Storage,
+    text: &'a str,
+    pub query: Query,
+    cancel: &'a Cancel,
+    notes: RefCell<Notes>,
+    stats: RefCell<Stats>,
+}
+
+/// Most remarks of each kind.
+const NOTES_MAX: usize = 10;
+
+impl<'a> Eval<'a> {
+    pub fn new(storage: &'a dyn Storage, text: &'a str, query: Query, cancel: &'a Cancel) -> Self {
+        Eval { storage, text, query, cancel, notes: RefCell::default(), stats: RefCell::default() }
+    }
+
+    pub fn finish(self) -> (Notes, Stats) {
+        (self.notes.into_inner(), self.stats.into_inner())
+    }
+
+    fn note(&self, kind: &str, span: Span, message: &str) -> String {
+        let (line, column) = position(self.text, span);
+        format!("PromQL {kind}: {message} ({line}:{column})")
+    }
+
+    pub fn warn(&self, span: Span, message: &str) {
+        let all = &mut self.notes.borrow_mut().warnings;
+        if all.len() < NOTES_MAX {
+            all.insert(self.note("warning", span, message));
+        }
+    }
+
+    pub fn info(&self, span: Span, message: &str) {
+        let all = &mut self.notes.borrow_mut().infos;
+        if all.len() < NOTES_MAX {
+            all.insert(self.note("info", span, message));
+        }
+    }
+
+    /// Counts points that are kept until the query ends.
+    pub fn hold(&self, points: usize) -> Result<(), Error> {
+        let mut stats = self.stats.borrow_mut();
+        stats.points += points as u64;
+        if stats.points > self.query.limits.points {
+            return Err(Error::Limit(
+                "query processing would load too many samples into memory in query execution".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn loaded(&self, samples: usize) -> Result<(), Error> {
+        self.cancel.check()?;
+        let mut stats = self.stats.borrow_mut();
+        stats.series += 1;
+        stats.samples += samples as u64;
+        if stats.samples > self.query.limits.samples {
+            return Err(Error::Limit(format!(
+                "query reads more than {} samples: narrow the selectors or the time range",
+                self.query.limits.samples
+            )));
+        }
+        Ok(())
+    }
+
+    /// The value of the whole query.
+    pub fn top(&self, e: &Expr, g: Grid, instant: bool) -> Result<Value, Error> {
+        match e.ty() {
+            Type::String => match &e.bare().kind {
+                Kind::String(s) => Ok(Value::String(g.start, s.clone())),
+                _ => fail("expected a string"),
+            },
+            Type::Scalar if instant => Ok(Value::Scalar(g.start, self.scalar(e, g)?[0])),
+            Type::Scalar => {
+                let v = self.scalar(e, g)?;
+                let t = (0..g.n).map(|i| g.at(i)).collect();
+                Ok(Value::Matrix(vec![(Labels::default(), Samples { t, v })]))
+            }
+            Type::Matrix => {
+                let mut out = Vec::new();
+                self.windows(e, g, &mut |labels, s, _| {
+                    self.hold(s.t.len())?;
+                    out.push((labels.clone(), s.clone()));
+                    Ok(())
+                })?;
+                out.sort_by(|a, b| a.0.cmp(&b.0));
+                Ok(Value::Matrix(out))
+            }
+            Type::Vector if instant => {
+                let mut out = Vec::new();
+                self.vector(e, g, &mut |s| {
+                    if let Some(v) = s.col.get(0) {
+                        self.hold(1)?;
+                        out.push((s.labels, g.start, v));
+                    }
+                    Ok(())
+                })?;
+                if !is_ordered(e) {
+                    out.sort_by(|a, b| a.0.cmp(&b.0));
+                }
+                Ok(Value::Vector(out))
+            }
+            Type::Vector => {
+                let mut out = Vec::new();
+                self.vector(e, g, &mut |s| {
+                    let mut points = Samples::default();
+                    for i in 0..g.n {
+                        if let Some(v) = s.col.get(i) {
+                            points.t.push(g.at(i));
+                            points.v.push(v);
+                        }
+                    }
+                    self.hold(points.t.len())?;
+                    if !points.t.is_empty() {
+                        out.push((s.labels, points));
+                    }
+                    Ok(())
+                })?;
+                out.sort_by(|a, b| a.0.cmp(&b.0));
+                Ok(Value::Matrix(out))
+            }
+        }
+    }
+
+    /// A number for each step.
+    pub fn scalar(&self, e: &Expr, g: Grid) -> Result<Vec<f64>, Error> {
+        match &e.kind {
+            Kind::Number { value, .. } => Ok(vec![*value; g.n]),
+            Kind::Paren(inner) => self.scalar(inner, g),
+            Kind::Unary { negative, expr } => {
+                let mut v = self.scalar(expr, g)?;
+                if *negative {
+                    v.iter_mut().for_each(|v| *v = -*v);
+                }
+                Ok(v)
+            }
+            Kind::Binary(b) => {
+                let (mut l, r) = (self.scalar(&b.lhs, g)?, self.scalar(&b.rhs, g)?);
+                l.iter_mut().zip(r).for_each(|(l, r)| *l = super::binary::scalar(b.op, *l, r));
+                Ok(l)
+            }
+            Kind::Call { function, args } => self.scalar_call(function.name, args, g),
+            _ => fail("expected a scalar"),
+        }
+    }
+
+    fn scalar_call(&self, name: &str, args: &[Expr], g: Grid) -> Result<Vec<f64>, Error> {
+        let q = self.query;
+        let seconds = |ms: i64| Ok(vec![ms as f64 / 1000.0; g.n]);
+        match (name, args) {
+            ("time", _) => Ok((0..g.n).map(|i| g.at(i) as f64 / 1000.0).collect()),
+            ("pi", _) => Ok(vec![std::f64::consts::PI; g.n]),
+            ("start", _) => seconds(q.start_ms),
+            ("end", _) => seconds(q.end_ms),
+            ("range", _) => seconds(q.end_ms - q.start_ms),
+            ("step", _) => seconds(q.step_ms),
+            ("scalar", [arg]) => {
+                // The value, where exactly one series has one.
+                let (mut out, mut seen) = (vec![f64::NAN; g.n], vec![false; g.n]);
+                self.vector(arg, g, &mut |s| {
+                    for i in 0..g.n {
+                        if let Some(v) = s.col.get(i) {
+                            out[i] = if seen[i] { f64::NAN } else { v };
+                            seen[i] = true;
+                        }
+                    }
+                    Ok(())
+                })?;
+                Ok(out)
+            }
+            _ => fail(format!("function {name} is not evaluated to a scalar")),
+        }
+    }
+
+    /// The series of an instant vector, one after the other.
+    pub fn vector(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
+        if g.n > 1 && invariant(e) {
+            return self.node(e, Grid { n: 1, ..g }, &mut |s| {
+                let col = Column { v: vec![s.col.v[0]; g.n], on: vec![s.col.on[0]; g.n] };
+                sink(Series { labels: s.labels, col })
+            });
+        }
+        self.node(e, g, sink)
+    }
+
+    fn node(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
+        match &e.kind {
+            Kind::Paren(inner) => self.vector(inner, g, sink),
+            Kind::Selector(s) => self.selector(s, g, false, sink),
+            Kind::Unary { negative: false, expr } => self.vector(expr, g, sink),
+            Kind::Unary { negative: true, expr } => self.nameless(expr, g, sink, &|col| {
+                col.v.iter_mut().for_each(|v| *v = -*v);
+            }),
+            Kind::Binary(b) => super::binary::eval(self, b, g, sink),
+            Kind::Aggregate(a) => super::aggregate::eval(self, e.span, a, g, sink),
+            Kind::Call { function, args } => call::eval(self, e, function.name, args, g, sink),
+            _ => fail("expected an instant vector"),
+        }
+    }
+
+    /// Each column of `e` changed by `f`, the metric's name dropped.
+    pub fn nameless(&self, e: &Expr, g: Grid, sink: Sink<'_>, f: &dyn Fn(&mut Column)) -> Result<(), Error> {
+        let mut distinct = self.distinct(!unique_without_name(e));
+        self.vector(e, g, &mut |mut s| {
+            f(&mut s.col);
+            s.labels = s.labels.nameless();
+            distinct.pass(s, &mut *sink)
+        })?;
+        distinct.end(sink)
+    }
+
+    /// Makes series of equal labels one. `needed`: there may be such.
+    pub fn distinct(&self, needed: bool) -> Distinct<'_, 'a> {
+        let held = if needed { Some(HashMap::new()) } else { None };
+        Distinct { eval: self, held, order: Vec::new(), strict: false }
+    }
+
+    /// Refuses series of equal labels, even where their values are at different steps.
+    pub fn strict(&self, needed: bool) -> Distinct<'_, 'a> {
+        Distinct { strict: true, ..self.distinct(needed) }
+    }
+
+    /// The instants that a selector reads for the steps of `g`.
+    fn shifted(&self, when: &When, g: Grid) -> Result<Grid, Error> {
+        let offset = match &when.offset {
+            Some(d) => self.duration(d)?,
+            None => 0,
+        };
+        let at = match when.at {
+            None => return Ok(Grid { start: g.start.saturating_sub(offset), ..g }),
+            Some(At::Ms(ms)) => ms,
+            Some(At::Start) => self.query.start_ms,
+            Some(At::End) => self.query.end_ms,
+        };
+        Ok(Grid { start: at.saturating_sub(offset), step: 0, n: g.n })
+    }
+
+    pub fn duration(&self, d: &Duration) -> Result<i64, Error> {
+        let q = self.query;
+        duration::resolve(d, q.step_ms, q.end_ms - q.start_ms).map_err(Error::Execution)
+    }
+
+    fn positive(&self, d: &Duration) -> Result<i64, Error> {
+        match self.duration(d)? {
+            ms if ms > 0 => Ok(ms),
+            _ => fail("duration must be greater than 0"),
+        }
+    }
+
+    /// The newest sample of each series at each step, not older than the lookback; `stamps`: its instant instead of
+    /// its value, in seconds.
+    pub fn selector(&self, s: &Selector, g: Grid, stamps: bool, sink: Sink<'_>) -> Result<(), Error> {
+        refuse_ends(s.ends)?;
+        let (at, lookback) = (self.shifted(&s.when, g)?, self.query.lookback_ms);
+        let from = at.start.saturating_sub(lookback).saturating_add(1);
+        self.storage.select(&s.matchers, from, at.last(), &mut |labels, samples| {
+            self.loaded(samples.t.len())?;
+            let mut col = Column::empty(g.n);
+            let mut next = 0;
+            for i in 0..g.n {
+                let t = at.at(i);
+                while next < samples.t.len() && samples.t[next] <= t {
+                    next += 1;
+                }
+                let Some(last) = next.checked_sub(1) else { continue };
+                if samples.t[last] > t.saturating_sub(lookback) && !is_stale(samples.v[last]) {
+                    col.set(i, if stamps { samples.t[last] as f64 / 1000.0 } else { samples.v[last] });
+                }
+            }
+            if col.any() { sink(Series { labels: labels.clone(), col }) } else { Ok(()) }
+        })
+    }
+
+    /// The samples of a range vector with the windows over them, series by series. Stale markers are gone.
+    pub fn windows(
+        &self,
+        e: &Expr,
+        g: Grid,
+        each: &mut dyn FnMut(&Labels, &Samples, Windows) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        match &e.bare().kind {
+            Kind::Range { selector, range } => {
+                refuse_ends(selector.ends)?;
+                let range = self.positive(range)?;
+                let ends = self.shifted(&selector.when, g)?;
+                let windows = Windows { ends, range, steps: g };
+                let from = ends.start.saturating_sub(range).saturating_add(1);
+                self.storage.select(&selector.matchers, from, ends.last(), &mut |labels, samples| {
+                    self.loaded(samples.t.len())?;
+                    if !samples.v.iter().any(|v| is_stale(*v)) {
+                        return each(labels, samples, windows);
+                    }
+                    let mut clean = Samples::default();
+                    for (t, v) in samples.t.iter().zip(&samples.v).filter(|(_, v)| !is_stale(**v)) {
+                        clean.t.push(*t);
+                        clean.v.push(*v);
+                    }
+                    if clean.t.is_empty() { Ok(()) } else { each(labels, &clean, windows) }
+                })
+            }
+            Kind::Subquery(s) => {
+                let range = self.positive(&s.range)?;
+                let step = match &s.step {
+                    Some(d) => self.positive(d)?,
+                    None => self.query.subquery_step_ms,
+                };
+                let ends = self.shifted(&s.when, g)?;
+                let windows = Windows { ends, range, steps: g };
+                // Inner steps are multiples of the step: the same ones for every outer step.
+                let first = (ends.start.saturating_sub(range).div_euclid(step) + 1) * step;
+                if ends.last() < first {
+                    return Ok(());
+                }
+                let n = (ends.last() - first) / step + 1;
+                if n as u64 > self.query.limits.points {
+                    return Err(Error::Limit(format!("subquery has {n} steps: choose a longer step")));
+                }
+                let inner = Grid { start: first, step, n: n as usize };
+                self.vector(&s.expr, inner, &mut |series| {
+                    self.cancel.check()?;
+                    let mut samples = Samples::default();
+                    for i in 0..inner.n {
+                        if let Some(v) = series.col.get(i) {
+                            samples.t.push(inner.at(i));
+                            samples.v.push(v);
+                        }
+                    }
+                    if samples.t.is_empty() { Ok(()) } else { each(&series.labels, &samples, windows) }
+                })
+            }
+            _ => fail("expected a range vector"),
+        }
+    }
+}
+
+fn refuse_ends(ends: Ends) -> Result<(), Error> {
+    match ends {
+        Ends::Plain => Ok(()),
+        Ends::Anchored => fail("anchored modifier is not supported by this version"),
+        Ends::Smoothed => fail("smoothed modifier is not supported by this version"),
+    }
+}
+
+/// Whether the order of an instant query's result means something.
+fn is_ordered(e: &Expr) -> bool {
+    match &e.bare().kind {
+        Kind::Call { function, .. } => function.name.starts_with("sort"),
+        Kind::Aggregate(a) => matches!(a.op, AggOp::Topk | AggOp::Bottomk),
+        _ => false,
+    }
+}
+
+/// Whether a value is the same at every step.
+fn invariant(e: &Expr) -> bool {
+    match &e.kind {
+        Kind::Number { .. } | Kind::String(_) => true,
+        Kind::Selector(s) | Kind::Range { selector: s, .. } => s.when.at.is_some(),
+        Kind::Subquery(s) => s.when.at.is_some(),
+        Kind::Unary { expr, .. } | Kind::Paren(expr) => invariant(expr),
+        Kind::Binary(b) => invariant(&b.lhs) && invariant(&b.rhs),
+        Kind::Aggregate(a) => invariant(&a.expr) && a.param.as_ref().is_none_or(invariant),
+        Kind::Call { function, args } => match function.name {
+            "time" | "predict_linear" | "info" => false,
+            // Of anything but a selector it is the step's own instant.
+            "timestamp" => args.iter().all(|a| matches!(a.bare().kind, Kind::Selector(_)) && invariant(a)),
+            _ if args.is_empty() => function.returns == Type::Scalar,
+            _ => args.iter().all(invariant),
+        },
+    }
+}
+
+/// The labels that `absent` gives: what the selector asks for by equality, each name once.
+pub(super) fn absent_labels(e: &Expr) -> Labels {
+    let (Kind::Selector(s) | Kind::Range { selector: s, .. }) = &e.bare().kind else {
+        return Labels::default();
+    };
+    let once = |name: &str| s.matchers.iter().filter(|m| *m.name == *name).count() == 1;
+    let asked = s.matchers.iter().filter(|m| m.op == MatchOp::Equal && &*m.name != NAME && once(&m.name));
+    Labels::new(asked.map(|m| (m.name.clone(), m.value.clone())))
+}
+
+/// True when no two series of `e` differ in their metric's name alone.
+pub(super) fn unique_without_name(e: &Expr) -> bool {
+    match &e.kind {
+        Kind::Selector(s) | Kind::Range { selector: s, .. } => {
+            s.matchers.iter().any(|m| &*m.name == NAME && m.op == MatchOp::Equal)
+        }
+        Kind::Paren(inner) | Kind::Unary { expr: inner, .. } => unique_without_name(inner),
+        Kind::Subquery(s) => unique_without_name(&s.expr),
+        Kind::Aggregate(a) => {
+            let ranking = matches!(a.op, AggOp::Topk | AggOp::Bottomk | AggOp::Limitk | AggOp::LimitRatio);
+            if ranking { unique_without_name(&a.expr) } else { !a.grouping.iter().any(|l| **l == *NAME) }
+        }
+        _ => false,
+    }
+}
+
+/// Series of equal labels made one; two values at one step are an error.
+pub(super) struct Distinct<'e, 'a> {
+    eval: &'e Eval<'a>,
+    held: Option<HashMap<Labels, usize>>,
+    order: Vec<Series>,
+    strict: bool,
+}
+
+impl Distinct<'_, '_> {
+    /// Takes a series, and lets it through at once if it can't have a double.
+    pub fn pass(&mut self, s: Series, sink: Sink<'_>) -> Result<(), Error> {
+        let Some(held) = &mut self.held else { return sink(s) };
+        if let Some(at) = held.get(&s.labels) {
+            let col = &mut self.order[*at].col;
+            for i in 0..col.v.len() {
+                if let Some(v) = s.col.get(i) {
+                    if col.on[i] || self.strict {
+                        return fail("vector cannot contain metrics with the same labelset");
+                    }
+                    col.set(i, v);
+                }
+            }
+            return Ok(());
+        }
+        self.eval.hold(s.col.v.len())?;
+        held.insert(s.labels.clone(), self.order.len());
+        self.order.push(s);
+        Ok(())
+    }
+
+    /// Lets through what was held.
+    pub fn end(self, sink: Sink<'_>) -> Result<(), Error> {
+        self.order.into_iter().try_for_each(sink)
+    }
+}

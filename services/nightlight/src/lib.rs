@@ -1,0 +1,20 @@
+//! NightLight: metrics that Prometheus' users know how to ask for.
+//!
+//! - [`labels`]: what identifies a series and what selects it.
+//! - [`promql`]: the language of Prometheus 3, text to tree and back, with Prometheus' words for what is wrong.
+//! - [`engine`]: a tree and a [`engine::Storage`] in, a value with remarks out. Pure.
+//! - [`store`]: samples on disk: log, head, blocks. Its only way to the disk is `photon_rt::disk`.
+//! - [`wire`]: Prometheus' HTTP API and remote write, over the store.
+//!
+//! The whole, of which this is the foundation (docs/decisions/0008-nightlight.md): exposition formats and OTLP join
+//! `wire`; `scrape` finds and asks targets; `rules` evaluates groups and `alerts` tells people. They meet the rooms
+//! above only as `engine::run` over a `store::Store`, and `Store::append`.
+//!
+//! Invariants: nothing acknowledged is lost; every value comes back bit for bit; a query reads and holds no more than
+//! its limits; no text and no bytes from outside make any of this panic.
+
+pub mod engine;
+pub mod labels;
+pub mod promql;
+pub mod store;
+pub mod wire;

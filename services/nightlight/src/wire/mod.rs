@@ -1,0 +1,123 @@
+//! The door: Prometheus' HTTP API v1 (`api`), remote write (`write`), and upkeep of the store behind it.
+//!
+//! Invariants: every body, answer and query is bounded; work on the store and in the engine happens off the runtime's
+//! threads; a query whose caller's time is up is ended, not forgotten.
+
+mod api;
+mod params;
+mod write;
+
+use crate::store::{Options, Store, StoreError};
+use axum::{
+    Router,
+    extract::Request,
+    http::{StatusCode, header},
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use photon_base::{Code, Error, Result};
+use photon_rt::{
+    disk::RealDisk,
+    task::{Tasks, blocking},
+    time::{Duration, sleep, wall},
+};
+use std::{path::Path, sync::Arc};
+
+/// How often the store is looked after.
+const UPKEEP: Duration = Duration::from_secs(30);
+
+/// How a NightLight behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Blocks that hold nothing newer are forgotten.
+    pub retention: Duration,
+    /// How the store behaves.
+    pub store: Options,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { retention: Duration::from_secs(15 * 86_400), store: Options::default() }
+    }
+}
+
+/// A store with its doors.
+#[derive(Clone)]
+pub struct NightLight {
+    store: Arc<Store>,
+    config: Config,
+}
+
+fn failed(e: &StoreError) -> Error {
+    let code = match e {
+        StoreError::TooLarge(_) => Code::Invalid,
+        _ => Code::Internal,
+    };
+    Error::new(code, "the store of samples did not open").why(e)
+}
+
+impl NightLight {
+    /// Opens the store in `dir` and looks after it until `tasks` end.
+    pub async fn open(dir: &Path, config: Config, tasks: &Tasks) -> Result<Self> {
+        let disk = RealDisk::open(dir)?;
+        let store =
+            blocking(move || Store::open(Arc::new(disk), config.store)).await.map_err(|e| failed(&e))?;
+        let this = NightLight { store: Arc::new(store), config };
+        let upkeep = this.clone();
+        tasks.spawn("upkeep", async move {
+            loop {
+                sleep(UPKEEP).await;
+                upkeep.look_after().await;
+            }
+        });
+        Ok(this)
+    }
+
+    /// Cuts when the log is long, and forgets what is too old.
+    async fn look_after(&self) {
+        let (store, retention) = (self.store.clone(), self.config.retention.as_millis() as i64);
+        let before = wall().0 as i64 - retention;
+        let done = blocking(move || {
+            if store.wants_cut() {
+                store.cut()?;
+            }
+            store.expire(before)
+        });
+        if let Err(e) = done.await {
+            tracing::error!(error = %e, "upkeep of the store failed");
+        }
+    }
+
+    /// Everything on one port.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/api/v1/query", get(api::query).post(api::query))
+            .route("/api/v1/query_range", get(api::query_range).post(api::query_range))
+            .route("/api/v1/series", get(api::series).post(api::series))
+            .route("/api/v1/labels", get(api::labels).post(api::labels))
+            .route("/api/v1/label/{name}/values", get(api::label_values))
+            .route("/api/v1/format_query", get(api::format_query).post(api::format_query))
+            .route("/api/v1/metadata", get(api::metadata))
+            .route("/api/v1/status/buildinfo", get(api::buildinfo))
+            .route("/api/v1/status/tsdb", get(api::tsdb))
+            .route("/api/v1/write", post(write::write))
+            .route("/-/healthy", get(|| async { "NightLight is Healthy.\n" }))
+            .route("/-/ready", get(|| async { "NightLight is Ready.\n" }))
+            .layer(from_fn(one_tenant))
+            .with_state(self.clone())
+            .merge(photon_serve::metrics::routes())
+    }
+}
+
+/// There is one tenant yet: whoever names another would read and write somebody else's samples.
+async fn one_tenant(request: Request, next: Next) -> Response {
+    match request.headers().get("x-scope-orgid") {
+        Some(tenant) if tenant != "anonymous" => {
+            let text = "tenants are not supported by this version: send no X-Scope-OrgID, or \"anonymous\"\n";
+            (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text)
+                .into_response()
+        }
+        _ => next.run(request).await,
+    }
+}

@@ -1,0 +1,10 @@
+//! Integration tests of NightLight: the engine against a slow evaluator written from the documentation, and against a
+//! real Prometheus fed with the same samples; the engine over the
+//! store; the door with foreign clients.
+
+mod door;
+mod hostile;
+mod prometheus;
+mod random;
+mod reference;
+mod store;
