@@ -68,11 +68,10 @@ pub struct Peer(pub IpAddr);
 /// An answer on its way.
 pub type Answer = Pin<Box<dyn Future<Output = std::result::Result<Response<Body>, Infallible>> + Send>>;
 
-/// Answers some requests before the router sees them, and hands back the others. For protocols of many small
-/// requests: matching patterns and passing through layers takes several allocations for each. It gets who is
-/// calling; of what is usually in the extensions there is nothing.
-pub type Direct =
-    Arc<dyn Fn(Request<Body>, Option<&Caller>) -> std::result::Result<Answer, Request<Body>> + Send + Sync>;
+/// Answers some requests before the router sees them: takes those, and leaves the others. For protocols of many
+/// small requests: matching patterns and passing through layers takes several allocations for each. It gets who
+/// is calling; of what is usually in the extensions there is nothing.
+pub type Direct = Arc<dyn Fn(&mut Request<Body>, Option<&Caller>) -> Option<Answer> + Send + Sync>;
 
 struct Shared {
     name: &'static str,
@@ -269,11 +268,8 @@ impl Service<Request<Incoming>> for Answers {
             self.proven.store(true, Ordering::Relaxed);
         }
         tracing::trace!(listener = shared.name, method = %request.method(), path = request.uri().path(), "request");
-        if let Some(direct) = &shared.direct {
-            request = match direct(request, caller) {
-                Ok(answer) => return answer,
-                Err(request) => request,
-            };
+        if let Some(answer) = shared.direct.as_ref().and_then(|d| d(&mut request, caller)) {
+            return answer;
         }
         let caller = caller.cloned();
         request.extensions_mut().insert(self.from);
@@ -333,6 +329,45 @@ mod tests {
             valid: Duration::from_secs(3600),
         };
         ca.issue(&leaf, photon_rt::time::wall()).expect("issue")
+    }
+
+    /// What is asked first gets who is calling, and leaves to the router what it does not take.
+    #[tokio::test]
+    async fn some_requests_never_reach_the_router() {
+        let dir = std::env::temp_dir().join(format!("photon-direct-{:x}", photon_rt::entropy::u64()));
+        let ca = Authority::open(&dir, "c", photon_rt::time::wall()).expect("ca");
+        let live = LiveCertificate::new(&leaf(&ca, "host/n1")).expect("certificate");
+        let router = Router::new().fallback(|| async { "router" });
+        let direct: Direct = Arc::new(|request, caller| {
+            let who = caller?.identity.to_string();
+            let taken = (request.uri().path() == "/direct").then(|| std::mem::take(request))?;
+            Some(Box::pin(async move { Ok(Response::new(Body::from(format!("{who} {}", taken.uri())))) }))
+        });
+        let socket = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("listen");
+        let addr = socket.local_addr().expect("address");
+        let tls = Some(server_config(live, ca.cert_pem()).expect("tls"));
+        let tasks = Tasks::new();
+        let direct = Some(direct);
+        Listener { name: "test", socket, tls, tokens: None, router, direct, lenient_authority: false }
+            .start(&tasks);
+        let alice = leaf(&ca, "user/alice");
+        for (who, path, answer) in [
+            (Some(&alice), "/direct", "user/alice /direct"),
+            (Some(&alice), "/other", "router"),
+            (None, "/direct", "router"),
+        ] {
+            let config = client_config(ca.cert_pem(), who, &["http/1.1"]).expect("client");
+            let name = rustls::pki_types::ServerName::try_from("localhost").expect("name");
+            let tcp = TcpStream::connect(addr).await.expect("connect");
+            let mut io = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.expect("tls");
+            let ask = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+            io.write_all(ask.as_bytes()).await.expect("write");
+            let mut text = String::new();
+            let _ = io.read_to_string(&mut text).await; // the other end may close without a word of TLS
+            assert!(text.ends_with(&format!("\r\n\r\n{answer}")), "{path}: {text}");
+        }
+        tasks.shutdown().await;
+        photon_rt::fs::remove_dir_all(&dir).expect("clean");
     }
 
     #[tokio::test]

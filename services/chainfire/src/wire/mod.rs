@@ -119,14 +119,14 @@ impl ChainFire {
         see: impl Fn(Option<&photon_auth::Caller>) -> Option<(Scope, bool)> + Send + Sync + 'static,
     ) -> photon_serve::listen::Direct {
         let grpc = grpc::Grpc::new(Api(self.clone()));
-        std::sync::Arc::new(move |mut request, caller| {
-            let seen = if grpc::is_grpc(&request) { see(caller) } else { None };
-            let Some((scope, proven)) = seen else { return Err(request) };
+        std::sync::Arc::new(move |request, caller| {
+            let (scope, proven) = if grpc::is_grpc(request) { see(caller)? } else { return None };
+            let mut request = std::mem::take(request);
             request.extensions_mut().insert(scope);
             if !proven {
                 request.extensions_mut().insert(Anonymous);
             }
-            Ok(grpc.answer(request))
+            Some(grpc.answer(request))
         })
     }
 
