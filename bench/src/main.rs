@@ -22,7 +22,8 @@ struct Args {
     /// Folder of the tiny guest image.
     #[arg(long)]
     guest: PathBuf,
-    /// Only this case (`put/64`, `keys`, …); nothing is recorded then.
+    /// Only this case (`put/64`, `put-tls/1000`, `keys`, …); nothing is recorded then. `20g` runs only so, and is
+    /// recorded: 20 GiB of data, or what PHOTON_BENCH_GIB says.
     #[arg(long)]
     only: Option<String>,
     /// What to measure: chainfire, chainfire-scale, up, vm; or report, to write the page from the data there is.
@@ -35,9 +36,11 @@ fn main() -> Result<()> {
         .enable_all()
         .build()
         .map_err(|e| Error::internal("cannot start").why(e))?;
+    let huge = args.name == "chainfire-scale" && args.only.as_deref() == Some("20g");
     let result = runtime.block_on(async {
         match args.name.as_str() {
             "chainfire" => Ok(Some(chainfire::run(&args.photon, args.only.as_deref()).await?)),
+            "chainfire-scale" if huge => Ok(Some(chainfire::huge::run(&args.photon).await?)),
             "chainfire-scale" => Ok(Some(chainfire::scale::run(&args.photon, args.only.as_deref()).await?)),
             "up" => Ok(Some(up::run(&args.photon, &args.guest).await?)),
             "vm" => Ok(Some(vm::run(&args.photon, &args.guest).await?)),
@@ -46,11 +49,11 @@ fn main() -> Result<()> {
                 .hint("chainfire, chainfire-scale, up, vm")),
         }
     })?;
-    if args.only.is_some() {
+    if args.only.is_some() && !huge {
         return Ok(());
     }
     if let Some(r) = result {
-        report::save(&args.name, &r)?;
+        report::save(if huge { "chainfire-20g" } else { &args.name }, &r)?;
     }
     report::page()
 }

@@ -11,6 +11,7 @@ use std::{io::Write, path::Path, process::Stdio};
 pub struct Server {
     pub child: Child,
     pub url: String,
+    pub port: u16,
 }
 
 impl Server {
@@ -27,7 +28,7 @@ impl Server {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        Ok(Server { child, url: format!("http://127.0.0.1:{port}") })
+        Ok(Server { child, url: format!("http://127.0.0.1:{port}"), port })
     }
 
     /// CPU time used so far, in seconds (clock ticks of 10 ms).

@@ -1,4 +1,5 @@
-//! What grows: a million keys listed and opened again, ten thousand watchers, a hundred thousand leases. One process
+//! What grows: a million keys listed and opened again, ten thousand watchers on few streams and on as many, a
+//! hundred thousand leases. One process
 //! of each side, in turns.
 
 use super::{ETCD, OURS, folder, ports, start, version};
@@ -15,7 +16,7 @@ use chainfire::wire::etcdserverpb::{
 use photon_base::{Error, Result};
 use photon_rt::{
     task::Tasks,
-    time::{Duration, Instant, now, sleep, sleep_until},
+    time::{Duration, Instant, now, sleep, sleep_until, timeout},
 };
 use serde_json::{Value, json};
 use std::{
@@ -37,14 +38,18 @@ const ANSWER_MAX: usize = 1 << 30;
 const LISTS: usize = 3;
 
 const WATCHERS: usize = 10_000;
-const WATCH_STREAMS: usize = 100;
+const WATCH_CONNECTIONS: usize = 100;
 const EVENTS: u64 = 1_000;
 const WATCHED: Duration = Duration::from_secs(15);
 
 const LEASES: usize = 100_000;
 const LEASE_STREAMS: usize = 50;
-/// Each lease is kept alive three times in its life, as etcd's own client does it.
-const LEASE_TTL: i64 = 60;
+/// Grants under way at a time: one after another, etcd's would last longer than a lease.
+const GRANTERS: usize = 16 * LEASE_STREAMS;
+/// Each lease is kept alive as often as etcd's own client does it for one of 60 s. It lasts longer, because a
+/// server that is late must not be measured at revoking: etcd answers for an expired lease when that is done.
+const LEASE_TTL: i64 = 600;
+const LEASE_EVERY: Duration = Duration::from_secs(20);
 const LEASED: Duration = Duration::from_secs(30);
 
 fn failed(what: &str) -> impl Fn(tonic::Status) -> Error + '_ {
@@ -131,7 +136,7 @@ async fn count(server: &Server) -> Result<f64> {
 /// Loads, lists, counts, and starts again.
 async fn keys(program: &Path, first: &[&str], base: u16) -> Result<Value> {
     let dir = folder(".bench-keys")?;
-    let side = start(program, first, dir.path(), base, 1).await?;
+    let side = start(program, first, dir.path(), base, 1, None).await?;
     side.ready().await?;
     let ours = first[0] == OURS[0];
     let server = &side.0[0];
@@ -160,7 +165,7 @@ async fn keys(program: &Path, first: &[&str], base: u16) -> Result<Value> {
         server.kill().await?; // as by a crash
     }
     let begun = now();
-    let again = start(program, first, dir.path(), base, 1).await?;
+    let again = start(program, first, dir.path(), base, 1, None).await?;
     again.ready().await?;
     let restart_s = (now() - begun).as_secs_f64();
     println!("  first answer {restart_s:.2} s after the start");
@@ -172,22 +177,26 @@ async fn keys(program: &Path, first: &[&str], base: u16) -> Result<Value> {
     }))
 }
 
-/// Ten thousand watchers of a key each; a thousand keys change every second.
-async fn watchers(program: &Path, first: &[&str], base: u16) -> Result<Value> {
+/// Ten thousand watchers of a key each, on so many streams; a thousand keys change every second.
+async fn watchers(program: &Path, first: &[&str], base: u16, streams: usize) -> Result<Value> {
     let dir = folder(".bench-watch")?;
-    let side = start(program, first, dir.path(), base, 1).await?;
+    let side = start(program, first, dir.path(), base, 1, None).await?;
     side.ready().await?;
     let server = &side.0[0];
     let tasks = Tasks::new();
     let sent: Arc<Mutex<HashMap<Bytes, Instant>>> = Arc::default();
     let samples: Arc<Mutex<Samples>> = Arc::default();
     let (ready, mut created) = mpsc::channel::<()>(WATCHERS);
-    for s in 0..WATCH_STREAMS {
-        let mut client = WatchClient::new(channel(&server.url).await?);
+    let mut connections = Vec::new();
+    for _ in 0..WATCH_CONNECTIONS {
+        connections.push(channel(&server.url).await?);
+    }
+    for s in 0..streams {
+        let mut client = WatchClient::new(connections[s % WATCH_CONNECTIONS].clone());
         let (to, requests) = mpsc::channel(64);
         let (sent, samples, ready) = (sent.clone(), samples.clone(), ready.clone());
         tasks.spawn("watch-requests", async move {
-            for w in (s..WATCHERS).step_by(WATCH_STREAMS) {
+            for w in (s..WATCHERS).step_by(streams) {
                 let create = WatchCreateRequest {
                     key: format!("watched/{w}").into(),
                     ..WatchCreateRequest::default()
@@ -252,47 +261,57 @@ async fn watchers(program: &Path, first: &[&str], base: u16) -> Result<Value> {
 /// A hundred thousand leases, each kept alive three times in its life.
 async fn leases(program: &Path, first: &[&str], base: u16) -> Result<Value> {
     let dir = folder(".bench-lease")?;
-    let side = start(program, first, dir.path(), base, 1).await?;
+    let side = start(program, first, dir.path(), base, 1, None).await?;
     side.ready().await?;
     let server = &side.0[0];
     let tasks = Tasks::new();
     let begun = now();
     let mut granting = Vec::new();
-    for s in 0..LEASE_STREAMS {
-        let mut client = LeaseClient::new(channel(&server.url).await?);
+    let mut granted = Vec::new();
+    for _ in 0..LEASE_STREAMS {
+        granted.push((LeaseClient::new(channel(&server.url).await?), Vec::new()));
+    }
+    for g in 0..GRANTERS {
+        let mut client = granted[g % LEASE_STREAMS].0.clone();
         granting.push(tasks.spawn("grant", async move {
             let mut ids = Vec::new();
-            for _ in (s..LEASES).step_by(LEASE_STREAMS) {
+            for _ in (g..LEASES).step_by(GRANTERS) {
                 let grant = LeaseGrantRequest { ttl: LEASE_TTL, id: 0 };
                 ids.push(client.lease_grant(grant).await.map_err(failed("a grant"))?.into_inner().id);
             }
-            Ok::<_, Error>((client, ids))
+            Ok::<_, Error>(ids)
         }));
     }
-    let mut granted = Vec::new();
-    for g in granting {
-        granted.push(g.await.ok().flatten().ok_or_else(|| Error::internal("a grant ended early"))??);
+    for (g, granting) in granting.into_iter().enumerate() {
+        let ids = granting.await.ok().flatten().ok_or_else(|| Error::internal("a grant ended early"))??;
+        granted[g % LEASE_STREAMS].1.extend(ids);
     }
     let grant_s = (now() - begun).as_secs_f64();
+    println!("  {LEASES} leases granted in {grant_s:.1} s");
     let (begun, cpu) = (now(), server.cpu());
     let end = begun + LEASED;
     let mut keeping = Vec::new();
     for (mut client, ids) in granted {
         keeping.push(tasks.spawn("keep-alive", async move {
             let (to, requests) = mpsc::channel(16);
+            // etcd opens its side with the first answer, and so wants a question first.
+            let _ = to.send(LeaseKeepAliveRequest { id: ids[0] }).await; // the answer tells
             let opened = client.lease_keep_alive(ReceiverStream::new(requests)).await;
             let mut answers = opened.map_err(failed("a keep-alive"))?.into_inner();
-            let pause = Duration::from_secs(LEASE_TTL as u64 / 3) / ids.len() as u32;
+            let pause = LEASE_EVERY / ids.len() as u32;
             let (mut samples, mut due) = (Samples::default(), now());
-            for id in ids.iter().cycle() {
+            for (n, id) in ids.iter().cycle().enumerate() {
                 sleep_until(due).await;
                 due += pause;
                 if now() >= end {
                     break;
                 }
                 let t = now();
-                let _ = to.send(LeaseKeepAliveRequest { id: *id }).await; // the answer tells
-                let answer = answers.message().await.map_err(failed("a keep-alive"))?;
+                if n > 0 {
+                    let _ = to.send(LeaseKeepAliveRequest { id: *id }).await;
+                }
+                let answer = timeout(LEASED, "a keep-alive", answers.message()).await?;
+                let answer = answer.map_err(failed("a keep-alive"))?;
                 if answer.is_none_or(|a| a.ttl != LEASE_TTL) {
                     return Err(Error::internal("a lease is gone"));
                 }
@@ -313,9 +332,8 @@ async fn leases(program: &Path, first: &[&str], base: u16) -> Result<Value> {
         latency.p99_us,
         cpu / took * 100.0
     );
-    Ok(
-        json!({ "grant_s": grant_s, "latency": latency, "cpu_percent": cpu / took * 100.0, "resident_mib": server.resident_mib() }),
-    )
+    Ok(json!({ "grant_s": grant_s, "latency": latency, "cpu_percent": cpu / took * 100.0,
+            "per_second": latency.count as f64 / took, "cpu_us": cpu * 1e6 / latency.count.max(1) as f64, "resident_mib": server.resident_mib() }))
 }
 
 /// All cases of both sides, or `only` one.
@@ -326,13 +344,16 @@ pub async fn run(photon: &Path, only: Option<&str>) -> Result<Value> {
     let etcd = Path::new("etcd");
     let how = json!({ "keys": KEYS, "value_bytes": VALUE_BYTES, "watchers": WATCHERS, "events": EVENTS, "leases": LEASES });
     let mut out = json!({ "how": how, "fdatasync_ms": fdatasync, "peer": version().await? });
-    for (i, case) in ["keys", "watchers", "leases"].into_iter().enumerate().filter(|(_, c)| wanted(c)) {
+    for (i, case) in
+        ["keys", "watchers", "streams", "leases"].into_iter().enumerate().filter(|(_, c)| wanted(c))
+    {
         let base = ports(24_000, 20 * i as u16).0;
         for (side, program, first, base) in [("ours", photon, OURS, base), ("etcd", etcd, ETCD, base + 10)] {
             println!("{case}: {side}");
             out[case][side] = match case {
                 "keys" => keys(program, &first, base).await?,
-                "watchers" => watchers(program, &first, base).await?,
+                "watchers" => watchers(program, &first, base, WATCH_CONNECTIONS).await?,
+                "streams" => watchers(program, &first, base, WATCHERS).await?,
                 _ => leases(program, &first, base).await?,
             };
         }

@@ -24,6 +24,21 @@ const CONNECTIONS: usize = 9;
 const CASES: [(&str, usize); 6] =
     [("put", 1), ("put", 64), ("put", 1000), ("txn", 1000), ("get", 64), ("get", 1000)];
 
+/// The same with TLS: where handshakes are over, it costs with the number of requests.
+const TLS_CASES: [(&str, usize); 2] = [("put", 1000), ("get", 1000)];
+
+/// The cases of a side, or `only` the one called so (`put/64`, `put-tls/1000`).
+fn cases(tls: bool, only: Option<&str>) -> impl Iterator<Item = (&'static str, usize)> {
+    let all = if tls { &TLS_CASES[..] } else { &CASES[..] };
+    let suffix = if tls { "-tls" } else { "" };
+    all.iter().copied().filter(move |c| only.is_none_or(|o| o == format!("{}{suffix}/{}", c.0, c.1)))
+}
+
+/// Whether there is a case at all.
+pub fn any(tls: bool, only: Option<&str>) -> bool {
+    cases(tls, only).next().is_some()
+}
+
 /// Creates a key that must not exist.
 fn create(key: Bytes, value: Bytes) -> TxnRequest {
     let absent = Compare {
@@ -103,12 +118,12 @@ async fn round(
 const READ: usize = 1001;
 const READ_KEYS: u64 = 100;
 
-/// Runs all cases, or `only` the one called so (`put/64`).
-pub async fn compare(ours: &Side, etcd: &Side, only: Option<&str>) -> Result<Vec<Value>> {
+/// Runs all cases, or `only` one.
+pub async fn compare(ours: &Side, etcd: &Side, tls: bool, only: Option<&str>) -> Result<Vec<Value>> {
     ours.ready().await?;
     etcd.ready().await?;
     let mut rows = Vec::new();
-    for case in CASES.into_iter().filter(|c| only.is_none_or(|o| o == format!("{}/{}", c.0, c.1))) {
+    for case in cases(tls, only) {
         let count = case.1.min(CONNECTIONS);
         let (co, ce) = (ours.connect(count).await?, etcd.connect(count).await?);
         let (mut so, mut se) = (Samples::default(), Samples::default());

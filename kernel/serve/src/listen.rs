@@ -3,7 +3,7 @@
 use crate::{authority::Tolerant, metrics::Counter};
 use axum::{Router, body::Body};
 use http::{Request, Response, header};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{body::Incoming, service::Service};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -18,7 +18,9 @@ use photon_rt::{
 use rustls::ServerConfig;
 use std::{
     convert::Infallible,
+    future::Future,
     net::IpAddr,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -53,6 +55,8 @@ pub struct Listener {
     pub tokens: Option<Arc<TokenKey>>,
     /// What answers.
     pub router: Router,
+    /// What is asked first.
+    pub direct: Option<Direct>,
     /// Takes HTTP/2 requests whose `:authority` is a URL, as etcdctl 3.4 sends them.
     pub lenient_authority: bool,
 }
@@ -61,12 +65,20 @@ pub struct Listener {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer(pub IpAddr);
 
-#[derive(Clone)]
+/// An answer on its way.
+pub type Answer = Pin<Box<dyn Future<Output = std::result::Result<Response<Body>, Infallible>> + Send>>;
+
+/// Answers some requests before the router sees them: takes those, and leaves the others. For protocols of many
+/// small requests: matching patterns and passing through layers takes several allocations for each. It gets who
+/// is calling; of what is usually in the extensions there is nothing.
+pub type Direct = Arc<dyn Fn(&mut Request<Body>, Option<&Caller>) -> Option<Answer> + Send + Sync>;
+
 struct Shared {
     name: &'static str,
     tls: Option<TlsAcceptor>,
     tokens: Option<Arc<TokenKey>>,
     router: Router,
+    direct: Option<Direct>,
     tasks: Tasks,
     requests: Counter,
     unproven_time_max: Duration,
@@ -80,11 +92,12 @@ impl Listener {
     }
 
     fn start_within(self, tasks: &Tasks, unproven_time_max: Duration) {
-        let shared = Shared {
+        let shared = Arc::new(Shared {
             name: self.name,
             tls: self.tls.map(TlsAcceptor::from),
             tokens: self.tokens,
             router: self.router,
+            direct: self.direct,
             tasks: tasks.clone(),
             unproven_time_max,
             lenient_authority: self.lenient_authority,
@@ -93,7 +106,7 @@ impl Listener {
                 "HTTP requests answered, by listener.",
                 &[("listener", self.name)],
             ),
-        };
+        });
         let socket = self.socket;
         tasks.spawn("accept", async move {
             let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -121,7 +134,7 @@ impl Listener {
     }
 }
 
-async fn connection(shared: Shared, stream: TcpStream, from: Peer) -> Result<()> {
+async fn connection(shared: Arc<Shared>, stream: TcpStream, from: Peer) -> Result<()> {
     let _ = stream.set_nodelay(true); // only latency is lost without it
     let Some(acceptor) = shared.tls.clone() else {
         // A port without TLS knows no identities; see `Listener::tls`.
@@ -145,7 +158,7 @@ async fn connection(shared: Shared, stream: TcpStream, from: Peer) -> Result<()>
 }
 
 async fn maybe_lenient<I>(
-    shared: Shared,
+    shared: Arc<Shared>,
     io: I,
     from: Peer,
     peer: Option<Identity>,
@@ -174,7 +187,7 @@ async fn refuse_plain(mut stream: TcpStream) -> Result<()> {
 }
 
 async fn http<I>(
-    shared: Shared,
+    shared: Arc<Shared>,
     io: TokioIo<I>,
     from: Peer,
     peer: Option<Identity>,
@@ -201,11 +214,8 @@ where
         .keep_alive_timeout(Duration::from_secs(20));
     let proven = Arc::new(AtomicBool::new(proven));
     let unproven_time_max = shared.unproven_time_max;
-    let seen = proven.clone();
-    let service = service_fn(move |request| {
-        let (shared, peer, seen) = (shared.clone(), peer.clone(), seen.clone());
-        async move { answer(shared, from, peer, &seen, request).await }
-    });
+    let peer = peer.map(|identity| Caller { identity, proof: Proof::Certificate });
+    let service = Answers { shared, from, peer, proven: proven.clone() };
     let conn = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(conn);
     let broke =
@@ -231,42 +241,59 @@ where
     }
 }
 
-async fn answer(
-    shared: Shared,
+/// What answers the requests of one connection.
+struct Answers {
+    shared: Arc<Shared>,
     from: Peer,
-    peer: Option<Identity>,
-    proven: &AtomicBool,
-    request: Request<Incoming>,
-) -> std::result::Result<Response<Body>, Infallible> {
-    shared.requests.inc();
-    let mut request = request.map(Body::new);
-    request.extensions_mut().insert(from);
-    match caller(&shared, peer, &request) {
-        Ok(Some(c)) => {
-            proven.store(true, Ordering::Relaxed);
-            request.extensions_mut().insert(c);
-        }
-        Ok(None) => {}
-        Err(e) => return Ok(refusal(&e)),
-    }
-    tracing::trace!(listener = shared.name, method = %request.method(), path = request.uri().path(), "request");
-    shared.router.oneshot(request).await
+    /// Who the connection's certificate names.
+    peer: Option<Caller>,
+    proven: Arc<AtomicBool>,
 }
 
-/// Who is calling: the token if one is sent, else the certificate.
-fn caller(shared: &Shared, peer: Option<Identity>, request: &Request<Body>) -> Result<Option<Caller>> {
-    let refuse = |what: &str| Error::new(Code::Unauthenticated, what).hint("photon login");
-    if let Some(value) = request.headers().get(header::AUTHORIZATION) {
-        let keys = shared.tokens.as_ref().ok_or_else(|| refuse("this port takes no tokens"))?;
+impl Service<Request<Incoming>> for Answers {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        let shared = &self.shared;
+        shared.requests.inc();
+        let mut request = request.map(Body::new);
+        let shown = match self.shown(&request) {
+            Ok(shown) => shown,
+            Err(e) => return Box::pin(std::future::ready(Ok(refusal(&e)))),
+        };
+        let caller = shown.as_ref().or(self.peer.as_ref());
+        if caller.is_some() {
+            self.proven.store(true, Ordering::Relaxed);
+        }
+        tracing::trace!(listener = shared.name, method = %request.method(), path = request.uri().path(), "request");
+        if let Some(answer) = shared.direct.as_ref().and_then(|d| d(&mut request, caller)) {
+            return answer;
+        }
+        let caller = caller.cloned();
+        request.extensions_mut().insert(self.from);
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
+        }
+        Box::pin(shared.router.clone().oneshot(request))
+    }
+}
+
+impl Answers {
+    /// Who is calling by the token that is sent. It counts more than the certificate.
+    fn shown(&self, request: &Request<Body>) -> Result<Option<Caller>> {
+        let Some(value) = request.headers().get(header::AUTHORIZATION) else { return Ok(None) };
+        let refuse = |what: &str| Error::new(Code::Unauthenticated, what).hint("photon login");
+        let keys = self.shared.tokens.as_ref().ok_or_else(|| refuse("this port takes no tokens"))?;
         let token = value
             .to_str()
             .ok()
             .and_then(|v| v.strip_prefix("Bearer "))
             .ok_or_else(|| refuse("the Authorization header is no bearer token"))?;
         let claims = keys.verify(token, photon_rt::time::wall())?;
-        return Ok(Some(Caller { identity: claims.sub, proof: Proof::Token(claims.jti) }));
+        Ok(Some(Caller { identity: claims.sub, proof: Proof::Token(claims.jti) }))
     }
-    Ok(peer.map(|identity| Caller { identity, proof: Proof::Certificate }))
 }
 
 fn refusal(e: &Error) -> Response<Body> {
@@ -304,6 +331,45 @@ mod tests {
         ca.issue(&leaf, photon_rt::time::wall()).expect("issue")
     }
 
+    /// What is asked first gets who is calling, and leaves to the router what it does not take.
+    #[tokio::test]
+    async fn some_requests_never_reach_the_router() {
+        let dir = std::env::temp_dir().join(format!("photon-direct-{:x}", photon_rt::entropy::u64()));
+        let ca = Authority::open(&dir, "c", photon_rt::time::wall()).expect("ca");
+        let live = LiveCertificate::new(&leaf(&ca, "host/n1")).expect("certificate");
+        let router = Router::new().fallback(|| async { "router" });
+        let direct: Direct = Arc::new(|request, caller| {
+            let who = caller?.identity.to_string();
+            let taken = (request.uri().path() == "/direct").then(|| std::mem::take(request))?;
+            Some(Box::pin(async move { Ok(Response::new(Body::from(format!("{who} {}", taken.uri())))) }))
+        });
+        let socket = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("listen");
+        let addr = socket.local_addr().expect("address");
+        let tls = Some(server_config(live, ca.cert_pem()).expect("tls"));
+        let tasks = Tasks::new();
+        let direct = Some(direct);
+        Listener { name: "test", socket, tls, tokens: None, router, direct, lenient_authority: false }
+            .start(&tasks);
+        let alice = leaf(&ca, "user/alice");
+        for (who, path, answer) in [
+            (Some(&alice), "/direct", "user/alice /direct"),
+            (Some(&alice), "/other", "router"),
+            (None, "/direct", "router"),
+        ] {
+            let config = client_config(ca.cert_pem(), who, &["http/1.1"]).expect("client");
+            let name = rustls::pki_types::ServerName::try_from("localhost").expect("name");
+            let tcp = TcpStream::connect(addr).await.expect("connect");
+            let mut io = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.expect("tls");
+            let ask = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+            io.write_all(ask.as_bytes()).await.expect("write");
+            let mut text = String::new();
+            let _ = io.read_to_string(&mut text).await; // the other end may close without a word of TLS
+            assert!(text.ends_with(&format!("\r\n\r\n{answer}")), "{path}: {text}");
+        }
+        tasks.shutdown().await;
+        photon_rt::fs::remove_dir_all(&dir).expect("clean");
+    }
+
     #[tokio::test]
     async fn strangers_do_not_stay_and_whoever_shows_an_identity_does() {
         let dir = std::env::temp_dir().join(format!("photon-listen-{:x}", photon_rt::entropy::u64()));
@@ -314,7 +380,15 @@ mod tests {
         let addr = socket.local_addr().expect("address");
         let tls = Some(server_config(live, ca.cert_pem()).expect("tls"));
         let tasks = Tasks::new();
-        let listener = Listener { name: "test", socket, tls, tokens: None, router, lenient_authority: false };
+        let listener = Listener {
+            name: "test",
+            socket,
+            tls,
+            tokens: None,
+            router,
+            direct: None,
+            lenient_authority: false,
+        };
         listener.start_within(&tasks, Duration::from_millis(300));
         let alice = leaf(&ca, "user/alice");
         for (who, speaks, stays) in [(None, true, false), (None, false, false), (Some(&alice), true, true)] {

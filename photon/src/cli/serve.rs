@@ -318,13 +318,15 @@ async fn serve(global: &Global, args: ServeArgs) -> Result<()> {
         .layer(axum::Extension(Scope::Operator))
         // Nobody has proven anything: with etcd's authentication enabled, callers log in.
         .layer(axum::Extension(chainfire::Anonymous));
-    let listen = |socket, tls, router| {
-        Listener { name: "chainfire", socket, tls, tokens: None, router, lenient_authority: true }
+    // The same for gRPC, without the router.
+    let direct = store.direct(|_| Some((Scope::Operator, false)));
+    let listen = |socket, tls, router, direct| {
+        Listener { name: "chainfire", socket, tls, tokens: None, router, direct, lenient_authority: true }
             .start(&tasks);
     };
-    sockets.into_iter().for_each(|s| listen(s, client_tls.clone(), router.clone()));
+    sockets.into_iter().for_each(|s| listen(s, client_tls.clone(), router.clone(), Some(direct.clone())));
     let status = store.status_pages().layer(axum::Extension(Scope::Operator));
-    pages.into_iter().for_each(|s| listen(s, None, status.clone()));
+    pages.into_iter().for_each(|s| listen(s, None, status.clone(), None));
     output::line(&format!("ready to serve client requests on {}", args.listen_client_urls));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").why(e);
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;

@@ -7,10 +7,9 @@ use super::{
 };
 use axum::body::Body;
 use http::{HeaderValue, Request, Response};
+use photon_serve::listen::Answer;
 use std::{
     convert::Infallible,
-    future::Future,
-    pin::Pin,
     task::{Context, Poll},
 };
 use tonic::Status;
@@ -51,40 +50,49 @@ impl Grpc {
 impl Service<Request<Body>> for Grpc {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        self.answer(request)
+    }
+}
+
+impl Grpc {
+    /// Answers a request. (Only the service that it is for is cloned.)
+    pub(super) fn answer(&self, request: Request<Body>) -> Answer {
         let service = request.uri().path().strip_prefix('/').and_then(|p| p.split_once('/'));
         if request.uri().path() == "/etcdserverpb.Maintenance/Downgrade" {
             let api = self.api.clone();
             return Box::pin(async move { Ok(api.downgrade(request).await.into_http()) });
         }
         let answer = match service.and_then(|(name, _)| name.split_once('.')) {
-            Some(("etcdserverpb", "KV")) => self.kv.call(request),
-            Some(("etcdserverpb", "Watch")) => self.watch.call(request),
-            Some(("etcdserverpb", "Lease")) => self.lease.call(request),
-            Some(("etcdserverpb", "Cluster")) => self.cluster.call(request),
-            Some(("etcdserverpb", "Maintenance")) => self.maintenance.call(request),
-            Some(("etcdserverpb", "Auth")) => self.auth.call(request),
-            Some(("v3lockpb", "Lock")) => self.lock.call(request),
-            Some(("v3electionpb", "Election")) => self.election.call(request),
+            Some(("etcdserverpb", "KV")) => self.kv.clone().call(request),
+            Some(("etcdserverpb", "Watch")) => self.watch.clone().call(request),
+            Some(("etcdserverpb", "Lease")) => self.lease.clone().call(request),
+            Some(("etcdserverpb", "Cluster")) => self.cluster.clone().call(request),
+            Some(("etcdserverpb", "Maintenance")) => self.maintenance.clone().call(request),
+            Some(("etcdserverpb", "Auth")) => self.auth.clone().call(request),
+            Some(("v3lockpb", "Lock")) => self.lock.clone().call(request),
+            Some(("v3electionpb", "Election")) => self.election.clone().call(request),
             _ => return Box::pin(std::future::ready(Ok(unknown(&request)))),
         };
         Box::pin(async move { Ok(in_etcds_words(answer.await?).map(Body::new)) })
     }
 }
 
+/// True for what asks in gRPC.
+pub(super) fn is_grpc(request: &Request<Body>) -> bool {
+    let kind = request.headers().get(http::header::CONTENT_TYPE);
+    kind.is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"))
+}
+
 /// Another service of etcd's, or no gRPC at all.
 fn unknown(request: &Request<Body>) -> Response<Body> {
-    let grpc = request
-        .headers()
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|t| t.as_bytes().starts_with(b"application/grpc"));
-    if grpc {
+    if is_grpc(request) {
         return Status::unimplemented("unknown service").into_http();
     }
     let mut r = Response::new(Body::from("404 page not found\n"));

@@ -68,7 +68,8 @@ impl Api {
             return Err(EtcdError::Stopped.into()); // clients try another member
         }
         let proven = r.extensions().get::<Anonymous>().is_none();
-        let rules = self.0.published().rules.clone();
+        let state = self.0.published();
+        let rules = &state.rules;
         let login = if scope == Scope::Operator && proven {
             Login::Root
         } else if !rules.auth.enabled {
@@ -111,6 +112,24 @@ impl ChainFire {
 }
 
 impl ChainFire {
+    /// The gRPC services of [`ChainFire::router`], as what a listener asks first. `see` says how far a caller
+    /// sees, and whether they have proven who they are; requests of others go on to the router.
+    pub fn direct(
+        &self,
+        see: impl Fn(Option<&photon_auth::Caller>) -> Option<(Scope, bool)> + Send + Sync + 'static,
+    ) -> photon_serve::listen::Direct {
+        let grpc = grpc::Grpc::new(Api(self.clone()));
+        std::sync::Arc::new(move |request, caller| {
+            let (scope, proven) = if grpc::is_grpc(request) { see(caller)? } else { return None };
+            let mut request = std::mem::take(request);
+            request.extensions_mut().insert(scope);
+            if !proven {
+                request.extensions_mut().insert(Anonymous);
+            }
+            Some(grpc.answer(request))
+        })
+    }
+
     /// The pages of [`ChainFire::router`] alone.
     pub fn status_pages(&self) -> axum::Router {
         http::pages(self)
