@@ -2,10 +2,13 @@
 //!
 //! Rooms: [`key`] and [`time`] (encodings that keep order), [`model`] (a region as a pure state machine).
 
-#[allow(missing_docs, reason = "wip")]
+mod bug;
+pub mod client;
 pub mod key;
 pub mod model;
 mod refusal;
+#[cfg(test)]
+mod sim;
 pub mod time;
 
 pub use refusal::{LockInfo, Outcome, Refusal};

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     Refusal,
+    bug::{self, Bug},
     key::{self, Span},
     refusal::Outcome,
     time::{self, Ts},
@@ -55,6 +56,9 @@ fn rollback_lock(out: &mut Changes, key: &Bytes, lock: &Lock) {
 
 /// A trace that makes a late prewrite fail.
 fn refuse_later(out: &mut Changes, key: &[u8], start: Ts) {
+    if bug::on(Bug::NoTrace) {
+        return;
+    }
     write(out, key, &Written { at: start, start, fate: Fate::RolledBack, value: None });
 }
 
@@ -86,11 +90,11 @@ fn prewrite_key(view: &dyn View, p: &Prewrite, m: &Mutation) -> Outcome<Pre> {
             Fate::RolledBack => {}
         }
     }
-    if m.locked && !reserved {
+    if m.locked && !reserved && !bug::on(Bug::ReservationLost) {
         return Err(Refusal::NotLocked(p.start));
     }
     // Who holds a reservation has seen what was there when it was made, and nobody wrote since.
-    if let Some(commit) = newer.filter(|_| !reserved) {
+    if let Some(commit) = newer.filter(|_| !reserved && !bug::on(Bug::ConflictUnchecked)) {
         return Err(Refusal::Conflict { key: m.key.clone(), commit, since: p.start });
     }
     if m.absent && visible(view, &m.key, Ts::MAX)?.is_some() {
@@ -103,7 +107,7 @@ fn prewrite_key(view: &dyn View, p: &Prewrite, m: &Mutation) -> Outcome<Pre> {
 pub fn prewrite(view: &dyn View, p: &Prewrite, floor: Ts, out: &mut Changes) -> Outcome<Answer> {
     let derives = p.is_async || p.one_phase;
     let mut min_commit = time::derived_after(p.start.max(p.for_update));
-    if derives {
+    if derives && !bug::on(Bug::FloorLost) {
         min_commit = min_commit.max(time::derived_after(floor));
     }
     let mut held = 0;
@@ -124,7 +128,7 @@ pub fn prewrite(view: &dyn View, p: &Prewrite, floor: Ts, out: &mut Changes) -> 
     if p.one_phase && todo.len() == p.mutations.len() {
         for r in &p.reads {
             let span = read_range(r);
-            unchanged(view, &span, p.start, p.start, Ts::MAX)?;
+            unchanged(view, &span, p.start, &Snapshot::at(Ts::MAX))?;
         }
     }
     for m in todo {
@@ -171,7 +175,9 @@ pub fn commit(view: &dyn View, c: &Commit, out: &mut Changes) -> Outcome<Answer>
         match Lock::load(view, key)?.filter(|l| l.start == c.start) {
             // A reservation was never filled: the transaction can't have meant this.
             Some(l) if l.kind() == Kind::Pessimistic => return Err(Refusal::NotLocked(c.start)),
-            Some(l) if l.min_commit > c.commit => return Err(Refusal::CommitTooEarly(l.min_commit)),
+            Some(l) if l.min_commit > c.commit && !bug::on(Bug::PushIgnored) => {
+                return Err(Refusal::CommitTooEarly(l.min_commit));
+            }
             Some(l) => commit_lock(out, key, l, c.commit),
             None => match trace(view, key, c.start)? {
                 Some(Written { fate: Fate::RolledBack, .. }) => return Err(Refusal::RolledBack(c.start)),
@@ -426,7 +432,7 @@ pub fn gc(view: &dyn View, span: &Span, g: &Gc, out: &mut Changes) -> Outcome<An
             continue;
         }
         let w = Written::parse(at, &v)?;
-        let keep = w.fate == Fate::Done(Kind::Put) && !seen;
+        let keep = w.fate == Fate::Done(Kind::Put) && !seen && !bug::on(Bug::CollectsTooMuch);
         seen |= matches!(w.fate, Fate::Done(Kind::Put | Kind::Delete));
         if !keep {
             out.remove(WRITE, k);

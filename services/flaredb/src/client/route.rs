@@ -1,0 +1,129 @@
+//! Keys to regions. A request that met a region which has changed is sent again, to whoever has the keys then.
+
+use super::{Request, Response, World};
+use crate::{
+    Refusal,
+    model::{Answer, Descriptor, Op},
+    refusal::Outcome,
+};
+use bytes::Bytes;
+use futures::future::join_all;
+
+/// How often a request is sent before its outcome counts as unknown.
+const ATTEMPTS: u32 = 30;
+
+/// Most keys that one request carries.
+const BATCH: usize = 256;
+
+/// Waits a little longer every time, and never as long as another client.
+pub(super) async fn back_off<W: World>(world: &W, attempt: u32) {
+    let ms = 2u64 << attempt.min(7);
+    world.sleep(ms / 2 + world.draw(ms / 2 + 1)).await;
+}
+
+/// Asks the region of `key`, until it answers for itself.
+pub(super) async fn ask<W: World>(
+    world: &W,
+    key: &Bytes,
+    request: impl Fn(&Descriptor) -> Request,
+) -> Outcome<Response> {
+    let mut last = Refusal::Unknown("no region answered".into());
+    for attempt in 0..ATTEMPTS {
+        if attempt > 0 {
+            back_off(world, attempt).await;
+        }
+        let region = match world.locate(key).await {
+            Ok(r) => r,
+            Err(e) if e.is_about_routing() => {
+                last = e;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        match world.ask(&region, request(&region)).await {
+            Err(e) if e.is_about_routing() => {
+                world.forget(&region);
+                last = e;
+            }
+            answer => return answer,
+        }
+    }
+    Err(Refusal::Unknown(last.to_string()))
+}
+
+/// Does something at the region of `key`.
+pub(super) async fn act<W: World>(world: &W, key: &Bytes, op: Op) -> Outcome<Answer> {
+    match ask(world, key, |_| Request::Do(op.clone())).await? {
+        Response::Done(a) => Ok(a),
+        _ => Err(Refusal::Malformed("an answer to another question".into())),
+    }
+}
+
+/// Keys of `items`, grouped by region.
+pub(super) async fn group<W: World, T: Clone>(
+    world: &W,
+    items: &[(Bytes, T)],
+) -> Outcome<Vec<(Descriptor, Vec<(Bytes, T)>)>> {
+    let mut out: Vec<(Descriptor, Vec<(Bytes, T)>)> = Vec::new();
+    for (key, item) in items {
+        let fits = out.iter_mut().find(|(d, all)| d.span().contains(key) && all.len() < BATCH);
+        match fits {
+            Some((_, all)) => all.push((key.clone(), item.clone())),
+            None => out.push((world.locate(key).await?, vec![(key.clone(), item.clone())])),
+        }
+    }
+    Ok(out)
+}
+
+/// Does something with many keys, wherever they are: `op` makes a request out of those of one region. The
+/// answers of all; the first refusal that is not about routing ends it, when all that was sent is answered.
+pub(super) async fn spread<W: World, T: Clone>(
+    world: &W,
+    items: Vec<(Bytes, T)>,
+    op: impl Fn(Vec<(Bytes, T)>) -> Op,
+) -> Outcome<Vec<Answer>> {
+    let mut left = items;
+    let mut answers = Vec::new();
+    let mut last = Refusal::Unknown("no region answered".into());
+    for attempt in 0..ATTEMPTS {
+        if left.is_empty() {
+            return Ok(answers);
+        }
+        if attempt > 0 {
+            back_off(world, attempt).await;
+        }
+        let groups = match group(world, &left).await {
+            Ok(g) => g,
+            Err(e) if e.is_about_routing() => {
+                last = e;
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        let sent = groups.into_iter().map(|(region, items)| {
+            let request = Request::Do(op(items.clone()));
+            async move { (world.ask(&region, request).await, region, items) }
+        });
+        left = Vec::new();
+        let (mut refused, mut locked) = (None, Vec::new());
+        for (answer, region, items) in join_all(sent).await {
+            match answer {
+                Ok(Response::Done(a)) => answers.push(a),
+                Ok(_) => refused = Some(Refusal::Malformed("an answer to another question".into())),
+                Err(e) if e.is_about_routing() => {
+                    world.forget(&region);
+                    left.extend(items);
+                    last = e;
+                }
+                Err(Refusal::Locked(l)) => locked.extend(l),
+                Err(e) => refused = Some(e),
+            }
+        }
+        match refused {
+            Some(e) => return Err(e),
+            None if !locked.is_empty() => return Err(Refusal::Locked(locked)),
+            None => {}
+        }
+    }
+    Err(Refusal::Unknown(last.to_string()))
+}

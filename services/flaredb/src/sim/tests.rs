@@ -1,0 +1,40 @@
+use super::run;
+use crate::bug::{Bug, PLANTED};
+
+/// A run with a bug planted, a panic being a finding, too.
+fn seed(n: u64, bug: Option<Bug>) -> Result<super::Report, String> {
+    PLANTED.set(bug);
+    let done = std::panic::catch_unwind(|| run(n));
+    PLANTED.set(None);
+    done.unwrap_or_else(|p| Err(p.downcast_ref::<String>().cloned().unwrap_or_else(|| "panic".into())))
+}
+
+fn env(name: &str, or: u64) -> u64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(or)
+}
+
+#[test]
+fn histories_are_what_was_promised() {
+    let (first, n) = (env("SIM_SEED", 0), env("SIM_SEEDS", 60));
+    let mut sum = (0, 0, 0);
+    let mut counts = std::collections::BTreeMap::new();
+    for s in first..first + n {
+        let r = seed(s, None).unwrap_or_else(|e| panic!("SIM_SEED={s} SIM_SEEDS=1: {e}"));
+        sum = (sum.0 + r.committed, sum.1 + r.aborted, sum.2 + r.unknown);
+        for (k, v) in r.counts {
+            *counts.entry(k).or_insert(0) += v;
+        }
+    }
+    println!("committed {} aborted {} unknown {}; {counts:?}", sum.0, sum.1, sum.2);
+    assert!(sum.0 as u64 > n * 20, "hardly anything was done: {sum:?}");
+    for k in ["splits", "merges", "leaders", "crashes", "deadlocks", "claims", "audits", "collections"] {
+        assert!(n < 20 || counts.contains_key(k), "no {k} in {n} seeds: {counts:?}");
+    }
+}
+
+#[test]
+fn a_seed_fixes_the_run() {
+    let text = |s| format!("{:?}", seed(s, None));
+    assert_eq!(text(3), text(3));
+    assert_ne!(text(3), text(5));
+}
