@@ -35,8 +35,6 @@ pub(crate) enum Bug {
     ReadsUnchecked,
     /// Only keys are looked at again, not ranges.
     PhantomsUnchecked,
-    /// A reservation that was lost is not missed.
-    ReservationLost,
     /// Collecting history removes the version that is in force at the safe point.
     CollectsTooMuch,
 }

@@ -69,7 +69,7 @@ pub struct RegionState {
     /// Version of the newest raw write.
     #[prost(uint64, tag = "4")]
     pub revision: u64,
-    /// History up to here may be gone.
+    /// Nothing that started before this is begun any more, and nobody reads there.
     #[prost(uint64, tag = "5")]
     pub safe_point: Ts,
     /// The neighbour that it is becoming part of; 0 for none.
@@ -78,6 +78,9 @@ pub struct RegionState {
     /// Numbers of regions that were split off or taken in: they are never begun anew here.
     #[prost(bool, tag = "7")]
     pub gone: bool,
+    /// History up to here may be gone.
+    #[prost(uint64, tag = "8")]
+    pub collected: Ts,
 }
 
 impl RegionState {

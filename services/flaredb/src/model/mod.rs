@@ -57,12 +57,18 @@ pub enum Answer {
     Regions(Vec<Descriptor>),
 }
 
+fn behind(ts: Ts, safe_point: Ts) -> Outcome<()> {
+    if ts <= safe_point { Err(Refusal::BeforeSafePoint { ts, safe_point }) } else { Ok(()) }
+}
+
 /// What a command writes, until it is clear that it is not refused.
 #[derive(Debug, Default)]
 pub struct Changes {
     writes: Vec<(Space, Bytes, Option<Bytes>)>,
-    /// The region's safe point.
+    /// Nothing from before this is begun any more.
     pub(crate) safe_point: Ts,
+    /// Traces from before this may be gone.
+    pub(crate) collected: Ts,
 }
 
 impl Changes {
@@ -74,12 +80,14 @@ impl Changes {
         self.writes.push((space, key.into(), None));
     }
 
-    /// A transaction has left no trace. From before the safe point that says nothing.
+    /// Refuses what begins before the safe point.
+    fn begins(&self, start: Ts) -> Outcome<()> {
+        behind(start, self.safe_point)
+    }
+
+    /// A transaction has left no trace. Where traces were collected, that says nothing.
     fn missing(&self, start: Ts) -> Outcome<()> {
-        if start <= self.safe_point {
-            return Err(Refusal::BeforeSafePoint { ts: start, safe_point: self.safe_point });
-        }
-        Ok(())
+        behind(start, self.collected)
     }
 
     fn apply(self, over: &mut Overlay) {

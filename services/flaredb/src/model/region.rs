@@ -88,7 +88,7 @@ pub fn apply(
     if state.merging != 0 && !matches!(op, Op::PrepareMerge(_)) {
         return Err(Refusal::Merging(id));
     }
-    let mut out = Changes { safe_point: state.safe_point, ..Changes::default() };
+    let mut out = Changes { safe_point: state.safe_point, collected: state.collected, ..Changes::default() };
     let answer = match op {
         Op::Raw(r) => {
             let version = state.revision + 1;
@@ -97,7 +97,7 @@ pub fn apply(
             answer
         }
         Op::Prewrite(p) => {
-            out.missing(p.start)?;
+            out.begins(p.start)?;
             if p.reads.iter().any(|r| !span.covers(&Span { start: r.start.clone(), end: end_of(r) })) {
                 return Err(Refusal::OutOfRange(id));
             }
@@ -106,7 +106,7 @@ pub fn apply(
         Op::Commit(c) => txn::commit(over, c, &mut out)?,
         Op::Rollback(r) => txn::rollback(over, r, &mut out)?,
         Op::Lock(l) => {
-            out.missing(l.start)?;
+            out.begins(l.start)?;
             txn::lock(over, l, &mut out)?
         }
         Op::Unlock(u) => txn::unlock(over, u, &mut out)?,
@@ -116,7 +116,7 @@ pub fn apply(
         Op::Heartbeat(h) => txn::heartbeat(over, h, &mut out)?,
         Op::Gc(g) => {
             let answer = txn::gc(over, &span, g, &mut out)?;
-            state.safe_point = out.safe_point;
+            (state.safe_point, state.collected) = (out.safe_point, out.collected);
             answer
         }
         Op::Split(s) => split(over, state, s, &mut out, effects)?,
@@ -199,6 +199,7 @@ fn merge(
     state.region.version = state.region.version.max(source.version) + 1;
     state.revision = state.revision.max(gone.revision);
     state.safe_point = state.safe_point.max(gone.safe_point);
+    state.collected = state.collected.max(gone.collected);
     effects.push(Effect::End(source.id));
     Ok(Answer::Regions(vec![state.region.clone(), source.clone()]))
 }

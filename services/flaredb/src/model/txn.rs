@@ -90,7 +90,7 @@ fn prewrite_key(view: &dyn View, p: &Prewrite, m: &Mutation) -> Outcome<Pre> {
             Fate::RolledBack => {}
         }
     }
-    if m.locked && !reserved && !bug::on(Bug::ReservationLost) {
+    if m.locked && !reserved {
         return Err(Refusal::NotLocked(p.start));
     }
     // Who holds a reservation has seen what was there when it was made, and nobody wrote since.
@@ -414,6 +414,7 @@ pub fn gc(view: &dyn View, span: &Span, g: &Gc, out: &mut Changes) -> Outcome<An
         out.safe_point = out.safe_point.max(g.safe_point);
         return Ok(Answer::Collected { next: None });
     }
+    out.collected = out.collected.max(g.safe_point);
     let from = Span { start: g.from.clone(), end: Bytes::new() }.clean().within(span);
     let mut current: Option<Bytes> = None;
     let mut seen = false;

@@ -38,3 +38,43 @@ fn a_seed_fixes_the_run() {
     assert_eq!(text(3), text(3));
     assert_ne!(text(3), text(5));
 }
+
+/// Finds `bug` in one of a number of seeds.
+fn caught(bug: Bug) {
+    let first = env("SIM_SEED", 0);
+    for s in first..first + env("SIM_SEEDS", 150) {
+        if let Err(e) = seed(s, Some(bug)) {
+            println!("{bug:?}: seed {s}: {}", e.lines().next().unwrap_or_default());
+            return;
+        }
+    }
+    panic!("{bug:?} was not noticed");
+}
+
+macro_rules! catches {
+    ($($test:ident $bug:ident),* $(,)?) => {$(
+        #[test]
+        fn $test() {
+            caught(Bug::$bug);
+        }
+    )*};
+}
+
+catches! {
+    catches_an_epoch_that_nobody_checks EpochUnchecked,
+    catches_a_conflict_that_nobody_checks ConflictUnchecked,
+    catches_reads_that_ignore_locks LocksIgnored,
+    catches_a_push_that_is_ignored PushIgnored,
+    catches_a_rollback_without_a_trace NoTrace,
+    catches_a_derived_timestamp_too_low FloorLost,
+    catches_reads_that_overtake_commits PendingIgnored,
+    catches_a_new_leader_that_derives_at_once GateOpenAtOnce,
+    catches_a_gate_kept_in_a_merge GateKeptInMerge,
+    catches_a_timestamp_of_another_term TermUnchecked,
+    catches_a_lock_resolved_too_early ResolvedTooEarly,
+    catches_a_commit_by_the_primary_alone AsyncByPrimaryAlone,
+    catches_success_told_too_early ToldTooEarly,
+    catches_write_skew ReadsUnchecked,
+    catches_phantoms PhantomsUnchecked,
+    catches_history_collected_too_far CollectsTooMuch,
+}
