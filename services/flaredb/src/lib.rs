@@ -5,10 +5,13 @@
 mod bug;
 pub mod client;
 pub mod key;
+mod machine;
 pub mod model;
+pub mod node;
 mod refusal;
 #[cfg(test)]
 mod sim;
 pub mod time;
 
+pub use node::Node;
 pub use refusal::{LockInfo, Outcome, Refusal};

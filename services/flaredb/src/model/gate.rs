@@ -54,6 +54,10 @@ impl Gate {
     /// Opens it. `fresh` was given by the oracle after this replica had become leader in `term`, or after the
     /// range had come to `version`.
     pub fn open(&mut self, term: u64, version: u64, fresh: Ts) {
+        if self.open.is_some_and(|(t, _)| t != term) {
+            // What the former term left is applied, or will never be: this leader has its whole log.
+            self.pending.clear();
+        }
         self.open = Some((term, version));
         self.floor = self.floor.max(fresh);
     }
