@@ -25,7 +25,10 @@ use prost::Message;
 use std::{
     collections::BTreeMap,
     ops::Bound,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::mpsc;
 
@@ -68,6 +71,8 @@ pub(crate) struct Shared {
 pub(crate) struct RegionMachine {
     shared: Arc<Shared>,
     state: RegionState,
+    /// Bytes of commands applied here.
+    pub(crate) written: Arc<AtomicU64>,
 }
 
 fn fatal(e: impl std::fmt::Display) -> MachineError {
@@ -81,7 +86,7 @@ impl RegionMachine {
         if !state.gone {
             shared.routes.set(&state.region);
         }
-        Ok(RegionMachine { shared, state })
+        Ok(RegionMachine { shared, state, written: Arc::default() })
     }
 
     /// True when another region took it in.
@@ -111,6 +116,7 @@ impl Machine for RegionMachine {
             stops |= matches!(command.op, Some(Op::PrepareMerge(_)));
             (state.index, state.term) = (c.position.index, c.position.term);
             replies.push(reply);
+            self.written.fetch_add(c.data.len() as u64, Ordering::Relaxed);
         }
         over.put(META, meta_key(state.region.id), state.encode_to_vec());
         engine.write(over.into_batch()).map_err(fatal)?;
@@ -190,7 +196,7 @@ impl Machine for RegionMachine {
         let mut batch = engine::Batch::default();
         let mut bytes = 0;
         while let Some((space, key, value)) = next()? {
-            if space == META || !inside(&span, &key) {
+            if space == META || !span.contains(&key) {
                 return Err(fatal("the snapshot holds what is not the region's"));
             }
             bytes += key.len() + value.len();
@@ -216,11 +222,6 @@ const CHUNK: usize = 1 << 20;
 
 /// Most bytes of a value in a snapshot.
 const MAX_FIELD: usize = 16 << 20;
-
-/// True for a key, with or without a timestamp, that belongs to a span.
-fn inside(span: &Span, key: &[u8]) -> bool {
-    span.contains(key)
-}
 
 /// Removes what the keyed spaces have of a span, except for the parts that others have.
 fn clear(engine: &dyn Engine, span: &Span, kept: &[Span]) -> Result<(), EngineError> {
@@ -323,5 +324,108 @@ impl Iterator for Dump {
         }
         let n = self.buffer.len().min(CHUNK);
         (n > 0).then(|| Ok(self.buffer.split_to(n).freeze()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        key::{self, Mode},
+        model::{command::*, layout::RAW},
+    };
+    use photon_kv::engine::MemEngine;
+
+    fn machine(engine: &MemEngine, id: u64) -> RegionMachine {
+        let (effects, _) = mpsc::unbounded_channel();
+        let shared = Shared { engine: Arc::new(engine.clone()), routes: Routes::default(), effects };
+        RegionMachine::open(Arc::new(shared), id).expect("it is there")
+    }
+
+    fn full(n: u32) -> Bytes {
+        key::key(Mode::Raw, format!("{n:05}").as_bytes()).expect("short")
+    }
+
+    fn region(id: u64, start: u32, end: u32) -> RegionState {
+        let border = |n| key::border(&full(n)).expect("a key");
+        let region = Descriptor { id, start: border(start), end: border(end), version: 3, conf: 1 };
+        RegionState { region, ..RegionState::default() }
+    }
+
+    fn begin(states: &[RegionState]) -> MemEngine {
+        let engine = MemEngine::new(SPACES.len());
+        let mut b = engine::Batch::default();
+        for s in states {
+            b.put(META, meta_key(s.region.id), s.encode_to_vec());
+            b.put(RAW, s.region.start.clone(), "old");
+        }
+        engine.write(b).expect("memory");
+        engine.persist().expect("memory");
+        engine
+    }
+
+    fn put(m: &mut RegionMachine, index: u64, n: u32, bytes: usize) {
+        let write = RawWrite { key: full(n), value: Some(vec![7; bytes].into()) };
+        let op = Op::Raw(RawCommit { checks: vec![], writes: vec![write] });
+        let data = Command::new(m.state.region.version, op).encode_to_vec().into();
+        let position = Position { index, term: 1 };
+        m.apply(&[photon_raft::Command { position, data }]).expect("applies")[0].clone().expect("done");
+    }
+
+    #[test]
+    fn a_snapshot_replaces_its_region_and_nothing_else_whatever_a_crash_leaves() {
+        let source = begin(&[region(1, 0, 500)]);
+        let mut from = machine(&source, 1);
+        for n in 0..200 {
+            put(&mut from, u64::from(n) + 2, n, 20_000);
+        }
+        let (at, chunks) = from.snapshot().expect("snapshot");
+        let chunks: Vec<Bytes> = chunks.map(|c| c.expect("chunk")).collect();
+        assert!(chunks.len() > 3 && chunks.iter().all(|c| c.len() <= CHUNK), "{}", chunks.len());
+        // Here the region was larger; region 2 has since got a part of it.
+        let target = || begin(&[region(1, 0, 500), region(2, 500, 700)]);
+        let all = |e: &MemEngine| e.view().count(RAW, KeyRange::all()).expect("count");
+        let engine = target();
+        let mut to = machine(&engine, 1);
+        machine(&engine, 2);
+        to.shared.routes.set(&region(2, 500, 700).region);
+        to.restore(at, &mut chunks.iter().cloned().map(Ok)).expect("restore");
+        assert_eq!((to.applied(), all(&engine)), (at, 202));
+        let key = &region(2, 500, 700).region.start;
+        assert_eq!(engine.view().get(RAW, key).expect("get"), Some("old".into()));
+        // Cut short at any place: the region holds nothing that counts, and takes the snapshot again.
+        for cut in 0..chunks.len() {
+            let engine = target();
+            let mut to = machine(&engine, 1);
+            let some = chunks[..cut].iter().cloned().map(Ok);
+            let broken = std::iter::once(Err(MachineError("cut".into())));
+            assert!(to.restore(at, &mut some.chain(broken)).is_err());
+            let engine = engine.crash(cut % (engine.pending() + 1));
+            let mut to = machine(&engine, 1);
+            assert_eq!(to.applied(), Position::default());
+            to.restore(at, &mut chunks.iter().cloned().map(Ok)).expect("again");
+            assert_eq!((to.applied(), all(&engine)), (at, 202));
+        }
+        // One that overlaps another region is refused.
+        let engine = begin(&[region(1, 0, 100), region(2, 100, 700)]);
+        let mut to = machine(&engine, 1);
+        to.shared.routes.set(&region(2, 100, 700).region);
+        assert!(to.restore(at, &mut chunks.into_iter().map(Ok)).is_err());
+        assert_eq!(all(&engine), 2, "refused, yet something changed");
+    }
+
+    #[test]
+    fn late_news_does_not_overrule_newer_owners() {
+        let routes = Routes::default();
+        let d = |id, start, end, version| Descriptor { version, ..region(id, start, end).region };
+        routes.set(&d(1, 0, 9, 5));
+        routes.set(&d(4, 5, 9, 3));
+        assert_eq!(routes.of(&full(6)).map(|r| r.id), Some(1));
+        routes.set(&d(1, 0, 5, 6));
+        routes.set(&d(7, 5, 9, 6));
+        routes.set(&d(4, 5, 9, 3));
+        assert_eq!(routes.of(&full(6)).map(|r| r.id), Some(7));
+        routes.set(&d(1, 0, 9, 8));
+        assert_eq!(routes.all().len(), 1);
     }
 }

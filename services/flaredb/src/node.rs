@@ -36,7 +36,10 @@ use std::{
     collections::BTreeMap,
     future::Future,
     path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::{Notify, mpsc};
 
@@ -46,11 +49,20 @@ const WINDOW: &[u8] = b"oracle";
 /// How long a region that was just made or is being taken in may be waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Size from which on a region is split.
+pub const REGION_BYTES: u64 = 256 << 20;
+
+/// How often sizes are looked at.
+const TEND_EVERY: Duration = Duration::from_secs(10);
+
 struct Replica {
     group: Group<RegionMachine>,
     gate: Mutex<Gate>,
     /// A derived commit is no longer under way.
     settled: Notify,
+    /// Bytes written since the start, and how many they were when its size was last measured (0: never).
+    written: Arc<AtomicU64>,
+    measured: AtomicU64,
 }
 
 struct Inner {
@@ -143,7 +155,16 @@ impl Node {
         }
         // Held weakly: the node ends when its owner lets go of it.
         let weak = Arc::downgrade(&node.0);
-        node.0.tasks.spawn("flaredb-regions", follow(weak, events));
+        node.0.tasks.spawn("flaredb-regions", follow(weak.clone(), events));
+        node.0.tasks.spawn("flaredb-sizes", async move {
+            loop {
+                photon_rt::time::sleep(TEND_EVERY).await;
+                let Some(inner) = weak.upgrade() else { return };
+                if let Err(e) = Node(inner).tend(REGION_BYTES).await {
+                    tracing::warn!(error = %e, "regions could not be measured or split; tried again");
+                }
+            }
+        });
         let all = node.caught_up().await?;
         // Only now: what the logs still held may have made regions, too, and no number is given twice.
         *node.0.ranges.lock().await = 1 + all.iter().map(|s| s.region.id).max().unwrap_or(0);
@@ -182,8 +203,10 @@ impl Node {
             // Told of again after a restart.
             return Ok(());
         }
+        let written = machine.written.clone();
         let group = inner.store.create_group(GroupId(id), &[inner.me], machine).await.map_err(broken)?;
-        let replica = Replica { group, gate: Mutex::default(), settled: Notify::new() };
+        let (settled, measured) = (Notify::new(), AtomicU64::new(0));
+        let replica = Replica { group, gate: Mutex::default(), settled, written, measured };
         lock(&inner.replicas).insert(id, Arc::new(replica));
         inner.changed.notify_waiters();
         Ok(())
@@ -271,13 +294,16 @@ impl Node {
             loop {
                 let changed = self.0.changed.notified();
                 if done(&lock(&self.0.replicas)) {
-                    return;
+                    return Ok(());
                 }
-                changed.await;
+                tokio::select! {
+                    () = changed => {}
+                    why = self.0.store.ended() => return Err(Refusal::Unknown(why)),
+                }
             }
         };
         let waited = photon_rt::time::timeout(PATIENCE, "a region", wait).await;
-        waited.map_err(|_| Refusal::Unknown("a region does not come up".into()))
+        waited.unwrap_or_else(|_| Err(Refusal::Unknown("a region does not come up".into())))
     }
 
     /// Takes the first half of a merge back: the target is fenced, so that the second half can't follow, then the
@@ -286,7 +312,8 @@ impl Node {
         let undo = || Request::Do(Op::PrepareMerge(PrepareMerge { target: 0, begin: false }));
         for _ in 0..100 {
             // What the logs still hold is applied first.
-            for r in lock(&self.0.replicas).values().cloned().collect::<Vec<_>>() {
+            let all: Vec<Arc<Replica>> = lock(&self.0.replicas).values().cloned().collect();
+            for r in all {
                 r.group.read_index().await.map_err(refused)?;
             }
             let state = region::state_of(&*self.0.shared.engine.view(), source)?;
@@ -310,11 +337,49 @@ impl Node {
         Err(Refusal::Overloaded)
     }
 
-    /// The border nearest to the middle of a region's keys, if it has one inside. Reads all its keys.
-    pub async fn middle(&self, id: u64) -> Outcome<Option<Bytes>> {
+    /// Splits regions that hold more than `max` bytes, each once. Measures only those into which much was
+    /// written since. How many were split.
+    pub async fn tend(&self, max: u64) -> Outcome<usize> {
+        let all: Vec<(u64, Arc<Replica>)> =
+            lock(&self.0.replicas).iter().map(|(id, r)| (*id, r.clone())).collect();
+        let mut n = 0;
+        for (id, r) in all {
+            let written = r.written.load(Ordering::Relaxed);
+            let before = r.measured.load(Ordering::Relaxed);
+            if before != 0 && written - before.min(written) < max / 4 {
+                continue;
+            }
+            let (size, middle) = match self.measure(id).await {
+                Ok(m) => m,
+                Err(e) if e.is_about_routing() => continue, // it went away
+                Err(e) => return Err(e),
+            };
+            r.measured.store(written.max(1), Ordering::Relaxed);
+            if size > max
+                && let Some(at) = middle
+            {
+                match self.split(at).await {
+                    Ok(_) => {
+                        r.measured.store(0, Ordering::Relaxed); // its half may still be too large
+                        n += 1;
+                    }
+                    Err(e) if e.is_about_routing() => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(n)
+    }
+
+    /// The bytes of a region's keys and values, and the border nearest to their middle, if it has one inside: a
+    /// region of one row group has none. Reads all of it.
+    pub async fn measure(&self, id: u64) -> Outcome<(u64, Option<Bytes>)> {
         let view = self.0.shared.engine.view();
         photon_rt::task::blocking(move || {
             let state = region::state_of(&*view, id)?;
+            if state.gone {
+                return Err(Refusal::NoRegion(id));
+            }
             let bounds = range(&state.region.span());
             let mut sizes: BTreeMap<Bytes, u64> = BTreeMap::new();
             let mut total = 0;
@@ -336,11 +401,11 @@ impl Node {
             let mut sum = 0;
             for (border, size) in sizes {
                 if sum >= total / 2 && border > state.region.start {
-                    return Ok(Some(border));
+                    return Ok((total, Some(border)));
                 }
                 sum += size;
             }
-            Ok(None)
+            Ok((total, None))
         })
         .await
     }
@@ -397,7 +462,7 @@ impl Node {
 
     /// No oracle of this cluster can have given a timestamp far ahead of all clocks.
     fn admit_time(&self, ts: Ts) -> Outcome<()> {
-        let newest = time::at_ms(now_ms() + FUTURE_MS);
+        let newest = time::at_ms(now_ms() + FUTURE_MS).max(lock(&self.0.oracle).end());
         if ts > newest {
             return Err(Refusal::FromTheFuture { ts, newest });
         }

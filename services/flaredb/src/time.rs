@@ -39,9 +39,13 @@ pub fn derived_after(ts: Ts) -> Ts {
     (ts + 1) | 1
 }
 
-/// How long a window is, milliseconds. A new oracle may have to wait for no longer than this to be ahead of
-/// clocks again; until then it goes on from the last window's end, which is only a number.
+/// How long a window is, milliseconds. A new oracle begins at the end of the last one, so for at most this long
+/// its timestamps are ahead of clocks.
 pub const WINDOW_MS: u64 = 3_000;
+
+/// How long it is while timestamps are ahead of clocks: a store that is restarted again and again must not
+/// run away from them.
+const STEP_MS: u64 = 20;
 
 /// Gives timestamps out of durable windows.
 #[derive(Clone, Debug)]
@@ -59,12 +63,12 @@ impl Oracle {
 
     /// The end of the window that must be made durable before [`Oracle::extend`] takes it.
     pub fn wanted(&self, now_ms: u64) -> Ts {
-        at_ms(now_ms.max(ms(self.next)) + WINDOW_MS)
+        at_ms((now_ms + WINDOW_MS).max(ms(self.next) + STEP_MS))
     }
 
-    /// True when the window should be extended soon.
-    pub fn is_low(&self, now_ms: u64) -> bool {
-        at_ms(now_ms) + at_ms(WINDOW_MS) / 2 > self.end || self.next >= self.end
+    /// Behind this nothing was given.
+    pub fn end(&self) -> Ts {
+        self.end
     }
 
     /// `end` is durable now.
@@ -88,6 +92,18 @@ impl Oracle {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn restarts_do_not_run_away_from_the_clock() {
+        let (mut durable, now) = (0, 1_000_000);
+        for _ in 0..1000 {
+            let mut o = Oracle::new(durable);
+            durable = o.wanted(now);
+            o.extend(durable);
+            o.take(now, 10).expect("the window is new");
+        }
+        assert!(ms(durable) <= now + WINDOW_MS + 1000 * STEP_MS);
+    }
 
     proptest! {
         /// Over restarts, and with clocks that jump either way, no timestamp comes twice or late.

@@ -360,9 +360,10 @@ impl<W: World> Txn<W> {
                 let Ok(now) = world.timestamp().await else { continue };
                 let age = time::ms(now).saturating_sub(time::ms(start));
                 let beat = Heartbeat { primary: primary.clone(), start, ttl_ms: (age + ttl).min(MAX_TTL_MS) };
-                match route::act(&world, &primary, Op::Heartbeat(beat)).await {
-                    Err(Refusal::RolledBack(_) | Refusal::Committed(_)) => return,
-                    _ => {} // not locked yet, or nobody answered: again
+                // Anything else: it is not locked yet, or nobody answered.
+                let ended = route::act(&world, &primary, Op::Heartbeat(beat)).await;
+                if let Err(Refusal::RolledBack(_) | Refusal::Committed(_)) = ended {
+                    return;
                 }
             }
         }));

@@ -418,17 +418,15 @@ pub fn gc(view: &dyn View, span: &Span, g: &Gc, out: &mut Changes) -> Outcome<An
     let from = Span { start: g.from.clone(), end: Bytes::new() }.clean().within(span);
     let mut current: Option<Bytes> = None;
     let mut seen = false;
-    let mut n = 0;
-    for item in view.scan(WRITE, range(&from), photon_kv::Direction::Forward) {
+    for (n, item) in view.scan(WRITE, range(&from), photon_kv::Direction::Forward).enumerate() {
         let (k, v) = item?;
         let (key, at) = unversioned(&k)?;
         if current.as_ref() != Some(&key) {
-            if n >= g.limit {
+            if n >= g.limit as usize {
                 return Ok(Answer::Collected { next: Some(key) });
             }
             (current, seen) = (Some(key.clone()), false);
         }
-        n += 1;
         if at > g.safe_point {
             continue;
         }

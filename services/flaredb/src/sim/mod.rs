@@ -39,6 +39,9 @@ pub struct Report {
     pub counts: BTreeMap<&'static str, u64>,
 }
 
+/// The lists as they are in the end.
+type Last = Result<BTreeMap<u8, Vec<u32>>, String>;
+
 #[derive(Clone)]
 struct Run {
     world: SimWorld,
@@ -265,7 +268,7 @@ impl Run {
     }
 
     /// When all is quiet: the lists as they are, and the last looks.
-    async fn last(&self, world: SimWorld) -> Result<BTreeMap<u8, Vec<u32>>, String> {
+    async fn last(&self, world: SimWorld) -> Last {
         let mut last = None;
         for _ in 0..50 {
             world.sleep(500).await;
@@ -327,7 +330,7 @@ pub fn run(seed: u64) -> Result<Report, String> {
         return Err("clients hang".into());
     }
     world.end_faults();
-    let end: Arc<Mutex<Option<Result<BTreeMap<u8, Vec<u32>>, String>>>> = Arc::default();
+    let end: Arc<Mutex<Option<Last>>> = Arc::default();
     let (last, me) = (end.clone(), run.clone());
     exec.spawn(99, async move {
         let found = me.last(me.world.of(99)).await;

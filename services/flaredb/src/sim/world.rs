@@ -23,7 +23,7 @@ use crate::{
 use bytes::Bytes;
 use photon_kv::{
     Direction,
-    engine::{Engine, KeyRange, MemEngine, Overlay, Space},
+    engine::{Engine, MemEngine, Overlay, Space},
 };
 use prost::Message;
 use std::{
@@ -397,10 +397,11 @@ impl World for SimWorld {
         self.exec.sleep(self.exec.draw(3)).await;
         let now = self.exec.now_ms();
         let ts = self.with(|w| {
-            if w.oracle.is_low(now) {
-                let end = w.oracle.wanted(now);
-                w.oracle.extend(end);
+            if let Some(r) = w.oracle.take(now, 1) {
+                return r.start;
             }
+            let end = w.oracle.wanted(now);
+            w.oracle.extend(end);
             w.oracle.take(now, 1).expect("the window was extended").start
         });
         self.exec.sleep(self.exec.draw(3)).await;

@@ -58,7 +58,7 @@ async fn a_restart_finds_everything() {
     // A number is not given twice, whatever became of its region.
     let again = node.split(key::border(&k(400)).expect("border")).await.expect("split");
     assert_eq!(again[1].id, 4);
-    assert_eq!(node.middle(4).await.expect("middle"), key::border(&k(900)));
+    assert_eq!(node.measure(4).await.expect("measure").1, key::border(&k(900)));
     // Without a word of goodbye.
     node.stop("test");
     drop(node);
@@ -142,6 +142,39 @@ async fn money_is_moved_while_ranges_change() {
     let mut t = Txn::begin(node.clone(), Options::default()).await.expect("begin");
     let rows = t.scan(&Span::prefix(Mode::Txn, b"k"), Direction::Forward, 100).await.expect("scan");
     assert_eq!(rows.iter().map(|r| number(Some(r.value.clone()))).sum::<u64>(), 100 * ACCOUNTS);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_regions_split_between_row_groups() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let node = Node::open(dir.path()).await.expect("open");
+    let row =
+        |group: u32, n: u32| key::in_group(Mode::Txn, &group.to_be_bytes(), &n.to_be_bytes()).expect("short");
+    let options = Options { one_phase: true, ..Options::default() };
+    for group in 0..20 {
+        let mut t = Txn::begin(node.clone(), options).await.expect("begin");
+        // The third group alone is larger than a region should be.
+        for n in 0..if group == 3 { 100 } else { 10 } {
+            t.put(row(group, n), vec![1; 2000]).expect("small");
+        }
+        t.commit().await.expect("commit");
+    }
+    const MAX: u64 = 100_000;
+    while node.tend(MAX).await.expect("tend") > 0 {}
+    let regions = node.regions();
+    assert!(regions.len() >= 5, "{regions:?}");
+    for r in &regions {
+        let (size, middle) = node.measure(r.id).await.expect("measure");
+        assert!(size <= MAX || middle.is_none(), "region {} has {size} bytes", r.id);
+    }
+    for group in 0..20 {
+        let owner = |n| regions.iter().find(|r| r.span().contains(&row(group, n))).expect("an owner").id;
+        assert!((0..100).all(|n| owner(n) == owner(0)), "row group {group} was split");
+    }
+    let mut t = Txn::begin(node.clone(), Options::default()).await.expect("begin");
+    let rows = t.scan(&Span::prefix(Mode::Txn, b""), Direction::Forward, 1000).await.expect("scan");
+    assert_eq!(rows.len(), 19 * 10 + 100);
     node.shutdown().await;
 }
 
