@@ -95,6 +95,24 @@ impl RegionMachine {
     }
 }
 
+#[cfg(test)]
+impl RegionMachine {
+    /// A number that differs when what is stored differs.
+    pub(crate) fn digest(&self) -> u64 {
+        let view = self.shared.engine.view();
+        let mut sum = self.state.revision;
+        for space in (1..SPACES.len()).map(Space) {
+            for item in view.scan(space, range(&self.state.region.span()), Direction::Forward) {
+                let (k, v) = item.expect("memory");
+                for b in k.iter().chain(v.iter()) {
+                    sum = (sum ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3).rotate_left(5);
+                }
+            }
+        }
+        sum
+    }
+}
+
 impl Machine for RegionMachine {
     type Reply = Outcome<Answer>;
 

@@ -8,6 +8,7 @@
 
 mod check;
 mod exec;
+mod raft;
 mod tests;
 mod world;
 
