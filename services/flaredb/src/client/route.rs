@@ -3,7 +3,7 @@
 use super::{Request, Response, World};
 use crate::{
     Refusal,
-    model::{Answer, Descriptor, Op},
+    model::{Answer, Descriptor, Op, command::Mutation},
     refusal::Outcome,
 };
 use bytes::Bytes;
@@ -14,6 +14,27 @@ const ATTEMPTS: u32 = 30;
 
 /// Most keys that one request carries.
 const BATCH: usize = 256;
+
+/// Bytes of keys and values after which a request takes no more.
+const BATCH_BYTES: usize = 2 << 20;
+
+/// What goes with a key into a request.
+pub(super) trait Load: Clone + Send {
+    /// Its bytes.
+    fn bytes(&self) -> usize;
+}
+
+impl Load for () {
+    fn bytes(&self) -> usize {
+        0
+    }
+}
+
+impl Load for Mutation {
+    fn bytes(&self) -> usize {
+        self.key.len() + self.value.len()
+    }
+}
 
 /// Waits a little longer every time, and never as long as another client.
 pub(super) async fn back_off<W: World>(world: &W, attempt: u32) {
@@ -59,17 +80,31 @@ pub(super) async fn act<W: World>(world: &W, key: &Bytes, op: Op) -> Outcome<Ans
     }
 }
 
-/// Keys of `items`, grouped by region.
-pub(super) async fn group<W: World, T: Clone>(
-    world: &W,
-    items: &[(Bytes, T)],
-) -> Outcome<Vec<(Descriptor, Vec<(Bytes, T)>)>> {
-    let mut out: Vec<(Descriptor, Vec<(Bytes, T)>)> = Vec::new();
+/// Items for one region.
+struct Group<T> {
+    region: Descriptor,
+    items: Vec<(Bytes, T)>,
+    bytes: usize,
+}
+
+/// Items, grouped by region, no group too large for a request.
+async fn group<W: World, T: Load>(world: &W, items: &[(Bytes, T)]) -> Outcome<Vec<Group<T>>> {
+    let mut out: Vec<Group<T>> = Vec::new();
     for (key, item) in items {
-        let fits = out.iter_mut().find(|(d, all)| d.span().contains(key) && all.len() < BATCH);
+        let bytes = key.len() + item.bytes();
+        // Keys come in order, more often than not.
+        let fits = out.iter_mut().rev().find(|g| {
+            g.region.span().contains(key) && g.items.len() < BATCH && g.bytes + bytes <= BATCH_BYTES
+        });
         match fits {
-            Some((_, all)) => all.push((key.clone(), item.clone())),
-            None => out.push((world.locate(key).await?, vec![(key.clone(), item.clone())])),
+            Some(g) => {
+                g.items.push((key.clone(), item.clone()));
+                g.bytes += bytes;
+            }
+            None => {
+                let region = world.locate(key).await?;
+                out.push(Group { region, items: vec![(key.clone(), item.clone())], bytes });
+            }
         }
     }
     Ok(out)
@@ -77,7 +112,7 @@ pub(super) async fn group<W: World, T: Clone>(
 
 /// Does something with many keys, wherever they are: `op` makes a request out of those of one region. The
 /// answers of all; the first refusal that is not about routing ends it, when all that was sent is answered.
-pub(super) async fn spread<W: World, T: Clone>(
+pub(super) async fn spread<W: World, T: Load>(
     world: &W,
     items: Vec<(Bytes, T)>,
     op: impl Fn(Vec<(Bytes, T)>) -> Op,
@@ -100,7 +135,7 @@ pub(super) async fn spread<W: World, T: Clone>(
             }
             Err(e) => return Err(e),
         };
-        let sent = groups.into_iter().map(|(region, items)| {
+        let sent = groups.into_iter().map(|Group { region, items, .. }| {
             let request = Request::Do(op(items.clone()));
             async move { (world.ask(&region, request).await, region, items) }
         });

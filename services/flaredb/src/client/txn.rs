@@ -8,7 +8,7 @@ use crate::{
     model::{
         Answer, Kind, Op,
         command::*,
-        limits::{MAX_ASYNC_KEYS, MAX_KEYS, MAX_ROWS, MAX_TTL_MS},
+        limits::{MAX_ASYNC_KEYS, MAX_ROWS, MAX_TTL_MS},
         read::{Project, Query, ReadRange, Row, Snapshot},
     },
     refusal::Outcome,
@@ -29,6 +29,10 @@ pub const MAX_TXN_BYTES: usize = 256 << 20;
 
 /// Most ranges that a serializable transaction may read; beyond it reads ever larger ones.
 const MAX_READS: usize = 1024;
+
+/// Most keys and bytes that a transaction in one phase, one entry of the log, may write.
+const ONE_PHASE_KEYS: usize = 256;
+const ONE_PHASE_BYTES: usize = 2 << 20;
 
 /// How often locks in the way, or commits that came too early, are tried again before a transaction gives up.
 const PATIENCE: u32 = 40;
@@ -488,7 +492,8 @@ impl<W: World> Txn<W> {
             };
             let span = region.span();
             let reads_fit = !serializable || self.reads.iter().all(|r| span.covers(&r.0));
-            if mutations.len() > MAX_KEYS / 16
+            if mutations.len() > ONE_PHASE_KEYS
+                || self.bytes > ONE_PHASE_BYTES
                 || !reads_fit
                 || !mutations.iter().all(|(k, _)| span.contains(k))
             {

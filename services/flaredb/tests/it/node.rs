@@ -179,6 +179,37 @@ async fn large_regions_split_between_row_groups() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_transaction_is_one_transaction() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let node = Node::open(dir.path()).await.expect("open");
+    for n in [1000, 2000] {
+        node.split(key::border(&k(n)).expect("border")).await.expect("split");
+    }
+    let mut t = Txn::begin(node.clone(), Options { ttl_ms: 500, ..Options::default() }).await.expect("begin");
+    for n in 0..3000 {
+        // Twelve of the longest values there are.
+        let bytes = if n % 250 == 0 { key::MAX_VALUE } else { 100 };
+        t.put(k(n), vec![n as u8; bytes]).expect("within limits");
+    }
+    let before = node.timestamp().await.expect("timestamp");
+    t.commit().await.expect("commit");
+    let mut count = 0;
+    let mut span = Span::prefix(Mode::Txn, b"k");
+    let mut t = Txn::begin(node.clone(), Options::default()).await.expect("begin");
+    loop {
+        let rows = t.scan(&span, Direction::Forward, 700).await.expect("scan");
+        let Some(last) = rows.last() else { break };
+        span.start = key::after(&last.key);
+        assert!(rows.iter().all(|r| r.version > before));
+        count += rows.len();
+    }
+    assert_eq!(count, 3000);
+    let too_large = t.put(k(1), vec![0; key::MAX_VALUE + 1]);
+    assert!(matches!(too_large, Err(Refusal::ValueTooLarge { .. })));
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_refused_is_named_and_changes_nothing() {
     let dir = tempfile::tempdir().expect("temp dir");
     let node = Node::open(dir.path()).await.expect("open");
