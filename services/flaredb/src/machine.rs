@@ -43,6 +43,14 @@ impl Routes {
         d.span().contains(key).then(|| d.clone())
     }
 
+    /// Of the last keys before `end`; of the last there are when it is empty.
+    pub(crate) fn below(&self, end: &[u8]) -> Option<Descriptor> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let bound = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+        let (_, d) = all.range::<[u8], _>((Bound::Unbounded, bound)).next_back()?;
+        (d.end.is_empty() || (!end.is_empty() && &d.end[..] >= end)).then(|| d.clone())
+    }
+
     pub(crate) fn all(&self) -> Vec<Descriptor> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }

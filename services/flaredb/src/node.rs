@@ -575,6 +575,10 @@ impl World for Node {
         std::future::ready(self.0.shared.routes.of(key).ok_or(Refusal::NoRegion(0)))
     }
 
+    fn locate_below(&self, end: &Bytes) -> impl Future<Output = Outcome<Descriptor>> + Send {
+        std::future::ready(self.0.shared.routes.below(end).ok_or(Refusal::NoRegion(0)))
+    }
+
     fn forget(&self, _region: &Descriptor) {
         // The map is the node's own.
     }

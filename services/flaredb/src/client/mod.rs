@@ -85,6 +85,9 @@ pub trait World: Clone + Send + Sync + 'static {
     /// The region of a key, as far as is known.
     fn locate(&self, key: &Bytes) -> impl Future<Output = Outcome<Descriptor>> + Send;
 
+    /// The region of the last keys before `end`; of the last there are when it is empty.
+    fn locate_below(&self, end: &Bytes) -> impl Future<Output = Outcome<Descriptor>> + Send;
+
     /// A region was not what it was thought to be: looks anew when it is asked next.
     fn forget(&self, region: &Descriptor);
 

@@ -42,10 +42,19 @@ pub(super) async fn back_off<W: World>(world: &W, attempt: u32) {
     world.sleep(ms / 2 + world.draw(ms / 2 + 1)).await;
 }
 
-/// Asks the region of `key`, until it answers for itself.
+/// What a region is asked for by.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// The region of this key.
+    Of(&'a Bytes),
+    /// The region just before this bound.
+    Below(&'a Bytes),
+}
+
+/// Asks the region of a place, until it answers for itself.
 pub(super) async fn ask<W: World>(
     world: &W,
-    key: &Bytes,
+    place: Place<'_>,
     request: impl Fn(&Descriptor) -> Request,
 ) -> Outcome<Response> {
     let mut last = Refusal::Unknown("no region answered".into());
@@ -53,7 +62,11 @@ pub(super) async fn ask<W: World>(
         if attempt > 0 {
             back_off(world, attempt).await;
         }
-        let region = match world.locate(key).await {
+        let found = match place {
+            Place::Of(key) => world.locate(key).await,
+            Place::Below(end) => world.locate_below(end).await,
+        };
+        let region = match found {
             Ok(r) => r,
             Err(e) if e.is_about_routing() => {
                 last = e;
@@ -74,7 +87,7 @@ pub(super) async fn ask<W: World>(
 
 /// Does something at the region of `key`.
 pub(super) async fn act<W: World>(world: &W, key: &Bytes, op: Op) -> Outcome<Answer> {
-    match ask(world, key, |_| Request::Do(op.clone())).await? {
+    match ask(world, Place::Of(key), |_| Request::Do(op.clone())).await? {
         Response::Done(a) => Ok(a),
         _ => Err(Refusal::Malformed("an answer to another question".into())),
     }

@@ -1,6 +1,9 @@
 //! A transaction from its first read to its commit.
 
-use super::{Request, Response, World, resolve, route};
+use super::{
+    Request, Response, World, resolve,
+    route::{self, Place},
+};
 use crate::{
     Refusal,
     bug::{self, Bug},
@@ -141,7 +144,7 @@ impl<W: World> Txn<W> {
         }
     }
 
-    /// Reads up to `limit` rows of a span, with own writes.
+    /// Reads up to `limit` (at most [`MAX_ROWS`]) rows of a span, with own writes: fewer mean that there are no more.
     pub async fn scan(&mut self, span: &Span, direction: Direction, limit: usize) -> Outcome<Vec<Row>> {
         if span.is_empty() {
             return Err(Refusal::InvertedRange);
@@ -152,8 +155,11 @@ impl<W: World> Txn<W> {
             .filter(|(k, _)| span.contains(k))
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect();
+        if limit == 0 || limit > MAX_ROWS {
+            return Err(Refusal::TooMany { what: "rows", n: limit, limit: MAX_ROWS });
+        }
         // Own deletions may take rows away again.
-        let wanted = limit.saturating_add(own.len()).min(MAX_ROWS);
+        let wanted = limit + own.iter().filter(|(_, v)| v.is_none()).count();
         self.note(ReadRange(span.clone()));
         let rows = self.rows(span, direction, wanted).await?;
         let complete = rows.len() < wanted;
@@ -178,49 +184,47 @@ impl<W: World> Txn<W> {
         })
     }
 
-    /// Rows of a span over all its regions.
+    /// Rows of a span over all its regions, in the direction asked for.
     async fn rows(&mut self, span: &Span, direction: Direction, wanted: usize) -> Outcome<Vec<Row>> {
-        let mut rest = Some(span.clone());
-        let mut rows = Vec::new();
-        while let Some(left) = rest.take().filter(|s| !s.is_empty() && rows.len() < wanted) {
-            // Backward, the region of the last key is not known by the end: walk forward, turn round in the end.
-            let limit = if direction == Direction::Forward { wanted - rows.len() } else { MAX_ROWS };
+        let mut left = span.clone();
+        let mut rows: Vec<Row> = Vec::new();
+        while rows.len() < wanted && !left.is_empty() {
+            let limit = (wanted - rows.len()).min(MAX_ROWS);
             let ask = |s: Snapshot, clip: &Span| {
-                let span = left.within(clip);
-                let (direction, filter, project) = (Direction::Forward, Vec::new(), Project::All);
+                let (span, filter, project) = (left.within(clip), Vec::new(), Project::All);
                 Request::Scan(Query { span, direction, limit, filter, project }, s)
             };
-            let at = self.start;
-            let (answer, clip) = self.read_span(at, &left.start, ask).await?;
+            let place = match direction {
+                Direction::Forward => Place::Of(&left.start),
+                Direction::Backward => Place::Below(&left.end),
+            };
+            let (answer, clip) = self.read_span(self.start, place, ask).await?;
             let Response::Page(page) = answer else {
                 return Err(Refusal::Malformed("an answer to another question".into()));
             };
             rows.extend(page.rows);
-            rest = match page.rest {
-                Some(r) => Some(Span { start: r.start, end: left.end.clone() }),
-                None if clip.end.is_empty() => None,
-                None => Some(Span { start: clip.end, end: left.end.clone() }),
-            };
-            if direction == Direction::Backward && rows.len() > MAX_ROWS {
-                return Err(Refusal::TooMany { what: "rows", n: rows.len(), limit: MAX_ROWS });
+            match (direction, page.rest) {
+                (Direction::Forward, Some(rest)) => left.start = rest.start,
+                (Direction::Backward, Some(rest)) => left.end = rest.end,
+                // That was the last of this region.
+                (Direction::Forward, None) if clip.end.is_empty() => break,
+                (Direction::Forward, None) => left.start = clip.end,
+                (Direction::Backward, None) if clip.start <= left.start => break,
+                (Direction::Backward, None) => left.end = clip.start,
             }
-        }
-        if direction == Direction::Backward {
-            rows.reverse();
-            rows.truncate(wanted);
         }
         Ok(rows)
     }
 
     async fn read(&mut self, at: Ts, key: &Bytes, f: impl Fn(Snapshot) -> Request) -> Outcome<Response> {
-        self.read_span(at, key, |s, _| f(s)).await.map(|(r, _)| r)
+        self.read_span(at, Place::Of(key), |s, _| f(s)).await.map(|(r, _)| r)
     }
 
-    /// Reads at `at` from the region of `key`, however many locks are in the way. The span is the region's.
+    /// Reads at `at` from the region of a place, however many locks are in the way. The span is the region's.
     async fn read_span(
         &mut self,
         at: Ts,
-        key: &Bytes,
+        place: Place<'_>,
         f: impl Fn(Snapshot, &Span) -> Request,
     ) -> Outcome<(Response, Span)> {
         // Who commits behind the start need not commit behind a later timestamp.
@@ -228,7 +232,7 @@ impl<W: World> Txn<W> {
         for attempt in 0..PATIENCE {
             let snapshot = Snapshot { at, pass: pass.clone() };
             let clip = std::sync::Mutex::new(Span::all());
-            let answer = route::ask(&self.world, key, |region| {
+            let answer = route::ask(&self.world, place, |region| {
                 *clip.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = region.span();
                 f(snapshot.clone(), &region.span())
             });
@@ -596,7 +600,7 @@ impl<W: World> Txn<W> {
                     start,
                     at,
                 };
-                let (_, clip) = self.read_span(commit, &left.start, ask).await?;
+                let (_, clip) = self.read_span(commit, Place::Of(&left.start), ask).await?;
                 if clip.end.is_empty() || (!left.end.is_empty() && left.end <= clip.end) {
                     break;
                 }

@@ -86,7 +86,7 @@ impl Run {
             pessimistic: w.exec.percent(if self.drill { 5 } else { 30 }),
             async_commit: w.exec.percent(if self.drill { 90 } else { 60 }),
             one_phase: w.exec.percent(60),
-            ttl_ms: 300 + w.exec.draw(1200),
+            ttl_ms: 150 + w.exec.draw(900),
         }
     }
 

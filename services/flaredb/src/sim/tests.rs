@@ -42,7 +42,7 @@ fn a_seed_fixes_the_run() {
 /// Finds `bug` in one of a number of seeds.
 fn caught(bug: Bug) {
     let first = env("SIM_SEED", 0);
-    for s in first..first + env("SIM_SEEDS", 150) {
+    for s in first..first + env("SIM_SEEDS", 400) {
         if let Err(e) = seed(s, Some(bug)) {
             println!("{bug:?}: seed {s}: {}", e.lines().next().unwrap_or_default());
             return;

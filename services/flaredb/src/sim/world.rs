@@ -423,6 +423,16 @@ impl World for SimWorld {
         Ok(found)
     }
 
+    async fn locate_below(&self, end: &Bytes) -> Outcome<Descriptor> {
+        // Not cached: the fewer right answers, the better.
+        let below = |d: &Descriptor| {
+            (end.is_empty() || d.start < *end) && (d.end.is_empty() || (!end.is_empty() && d.end >= *end))
+        };
+        let found = self.regions().into_iter().find(below).ok_or(Refusal::NoRegion(0))?;
+        self.exec.sleep(self.exec.draw(20)).await;
+        Ok(found)
+    }
+
     fn forget(&self, region: &Descriptor) {
         self.cache.lock().expect("one thread").retain(|_, d| d.id != region.id);
     }
@@ -430,7 +440,7 @@ impl World for SimWorld {
     async fn ask(&self, region: &Descriptor, request: Request) -> Outcome<Response> {
         let (id, epoch) = (region.id, region.version);
         let slot = Slot::default();
-        if !self.chance(3) {
+        if !self.chance(4) {
             let (me, to, again) = (self.of(0), slot.clone(), request.clone());
             let twice = self.chance(4);
             self.exec.spawn(0, async move {

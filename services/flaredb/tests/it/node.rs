@@ -204,6 +204,16 @@ async fn a_large_transaction_is_one_transaction() {
         count += rows.len();
     }
     assert_eq!(count, 3000);
+    // Backward, over all regions, with own writes and deletions.
+    t.delete(k(2999)).expect("small");
+    t.delete(k(1000)).expect("small");
+    t.put(k(1500), "own").expect("small");
+    let span = Span::between(Mode::Txn, b"k0900", b"k9999");
+    let rows = t.scan(&span, Direction::Backward, 2500).await.expect("scan");
+    assert_eq!((rows.len(), rows[0].key.clone(), rows[2097].key.clone()), (2098, k(2998), k(900)));
+    assert!(rows.windows(2).all(|w| w[0].key > w[1].key) && rows[2998 - 1500].value == "own");
+    let few = t.scan(&span, Direction::Backward, 3).await.expect("scan");
+    assert_eq!(few, rows[..3]);
     let too_large = t.put(k(1), vec![0; key::MAX_VALUE + 1]);
     assert!(matches!(too_large, Err(Refusal::ValueTooLarge { .. })));
     node.shutdown().await;
