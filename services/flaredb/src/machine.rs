@@ -71,7 +71,7 @@ impl Routes {
 pub(crate) struct Shared {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) routes: Routes,
-    /// Regions that begin or end.
+    /// Regions that begin or end: one for each change of ranges, of which one at a time is under way.
     pub(crate) effects: mpsc::UnboundedSender<Effect>,
 }
 

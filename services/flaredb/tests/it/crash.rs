@@ -51,7 +51,7 @@ async fn count(node: Node, pair: u64, known: Arc<Mutex<Vec<Known>>>) {
 #[tokio::test(flavor = "multi_thread")]
 async fn power_losses_take_nothing_acknowledged() {
     let seed = std::env::var("CRASH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-    let rounds = std::env::var("CRASH_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(25);
+    let rounds = std::env::var("CRASH_ROUNDS").ok().and_then(|s| s.parse().ok()).unwrap_or(15);
     let mut rng = Rng::new(seed);
     let disk = SimDisk::new(seed);
     let mut engine = MemEngine::new(SPACES.len());
