@@ -23,7 +23,8 @@ const KERNEL: [&str; 11] = [
     "photon-serve",
     "photon-client",
 ];
-const SERVICES: [&str; 7] = ["chainfire", "iam", "prismnet", "flashdns", "nodes", "plasmavmc", "nightlight"];
+const SERVICES: [&str; 8] =
+    ["chainfire", "flaredb", "iam", "prismnet", "flashdns", "nodes", "plasmavmc", "nightlight"];
 
 fn metadata() -> Value {
     let out = Command::new("cargo")

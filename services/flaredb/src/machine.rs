@@ -1,0 +1,457 @@
+//! A region's state machine on the engine that all regions of a node share, below a Raft group of its own.
+//!
+//! Invariants: a region's state and how far its log went change in one batch, so a crash of the engine, which
+//! takes away only a suffix of all batches, leaves each region at some point of its log, and regions that
+//! were split or merged agree with each other. A region that has stopped for a merge is durable before
+//! anybody hears of it.
+
+use crate::{
+    Refusal,
+    key::Span,
+    model::{
+        Answer, Command, Descriptor, Effect, Op, RegionState, SPACES,
+        layout::{META, meta_key, range},
+        region,
+    },
+    refusal::Outcome,
+};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use photon_kv::{
+    Direction,
+    engine::{self, Engine, EngineError, KeyRange, MAX_KEY, Overlay, Space, View},
+};
+use photon_raft::{Machine, MachineError, Position, snapshot::Chunks};
+use prost::Message;
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use tokio::sync::mpsc;
+
+/// Where regions begin, as of what was applied here. A copy for finding them; their own state decides.
+#[derive(Debug, Default)]
+pub(crate) struct Routes(RwLock<BTreeMap<Bytes, Descriptor>>);
+
+impl Routes {
+    pub(crate) fn of(&self, key: &[u8]) -> Option<Descriptor> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let (_, d) = all.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+        d.span().contains(key).then(|| d.clone())
+    }
+
+    /// Of the last keys before `end`; of the last there are when it is empty.
+    pub(crate) fn below(&self, end: &[u8]) -> Option<Descriptor> {
+        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let bound = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+        let (_, d) = all.range::<[u8], _>((Bound::Unbounded, bound)).next_back()?;
+        (d.end.is_empty() || (!end.is_empty() && &d.end[..] >= end)).then(|| d.clone())
+    }
+
+    pub(crate) fn all(&self) -> Vec<Descriptor> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// `d` was so at its version. Of two regions that had a key, the one with the greater version has it now:
+    /// a new owner is always above both it came from. So news may come late, after a restart even much later.
+    pub(crate) fn set(&self, d: &Descriptor) {
+        if self.of(&d.start).is_some_and(|o| o.version > d.version) {
+            return;
+        }
+        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|_, o| o.id != d.id && !(d.span().contains(&o.start) && o.version < d.version));
+        all.insert(d.start.clone(), d.clone());
+    }
+}
+
+/// What machines share with whoever runs them.
+pub(crate) struct Shared {
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) routes: Routes,
+    /// Regions that begin or end: one for each change of ranges, of which one at a time is under way.
+    pub(crate) effects: mpsc::UnboundedSender<Effect>,
+}
+
+/// The machine of one region.
+pub(crate) struct RegionMachine {
+    shared: Arc<Shared>,
+    state: RegionState,
+    /// Bytes of commands applied here.
+    pub(crate) written: Arc<AtomicU64>,
+}
+
+fn fatal(e: impl std::fmt::Display) -> MachineError {
+    MachineError(e.to_string())
+}
+
+impl RegionMachine {
+    /// The region as the engine has it.
+    pub(crate) fn open(shared: Arc<Shared>, id: u64) -> Outcome<RegionMachine> {
+        let state = region::state_of(&*shared.engine.view(), id)?;
+        if !state.gone {
+            shared.routes.set(&state.region);
+        }
+        Ok(RegionMachine { shared, state, written: Arc::default() })
+    }
+
+    /// True when another region took it in.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.state.gone
+    }
+}
+
+#[cfg(test)]
+impl RegionMachine {
+    /// A number that differs when what is stored differs.
+    pub(crate) fn digest(&self) -> u64 {
+        let view = self.shared.engine.view();
+        let mut sum = self.state.revision;
+        for space in (1..SPACES.len()).map(Space) {
+            for item in view.scan(space, range(&self.state.region.span()), Direction::Forward) {
+                let (k, v) = item.expect("memory");
+                for b in k.iter().chain(v.iter()) {
+                    sum = (sum ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3).rotate_left(5);
+                }
+            }
+        }
+        sum
+    }
+}
+
+impl Machine for RegionMachine {
+    type Reply = Outcome<Answer>;
+
+    fn apply(&mut self, commands: &[photon_raft::Command]) -> Result<Vec<Self::Reply>, MachineError> {
+        let engine = &*self.shared.engine;
+        let mut state = self.state.clone();
+        if state.merging != 0 {
+            // Its neighbour may have taken it in since.
+            state = region::state_of(&*engine.view(), state.region.id).map_err(fatal)?;
+        }
+        let mut over = Overlay::new(engine.view());
+        let (mut replies, mut effects, mut stops) = (Vec::new(), Vec::new(), false);
+        for c in commands {
+            let command = Command::decode_entry(c.data.clone()).map_err(fatal)?;
+            let reply = region::apply(&mut over, &mut state, c.position.term, &command, &mut effects);
+            if let Err(Refusal::Broken(why)) = reply {
+                return Err(MachineError(why));
+            }
+            stops |= matches!(command.op, Some(Op::PrepareMerge(_)));
+            (state.index, state.term) = (c.position.index, c.position.term);
+            replies.push(reply);
+            self.written.fetch_add(c.data.len() as u64, Ordering::Relaxed);
+        }
+        over.put(META, meta_key(state.region.id), state.encode_to_vec());
+        engine.write(over.into_batch()).map_err(fatal)?;
+        if stops {
+            engine.persist().map_err(fatal)?;
+        }
+        if state.region != self.state.region {
+            self.shared.routes.set(&state.region);
+        }
+        self.state = state;
+        for e in effects {
+            if let Effect::Begin(d) = &e {
+                self.shared.routes.set(d);
+            }
+            let _ = self.shared.effects.send(e); // nobody listens when the node ends
+        }
+        Ok(replies)
+    }
+
+    fn applied(&self) -> Position {
+        Position { index: self.state.index, term: self.state.term }
+    }
+
+    fn checkpoint(&mut self) -> Result<Position, MachineError> {
+        let at = self.applied();
+        self.shared.engine.persist().map_err(fatal)?;
+        Ok(at)
+    }
+
+    fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
+        let view = self.shared.engine.view();
+        Ok((self.applied(), Box::new(Dump::new(view, self.state.clone()))))
+    }
+
+    fn restore(
+        &mut self,
+        at: Position,
+        chunks: &mut dyn Iterator<Item = Result<Bytes, MachineError>>,
+    ) -> Result<(), MachineError> {
+        let engine = self.shared.engine.clone();
+        let id = self.state.region.id;
+        let mut buffer = BytesMut::new();
+        let mut next = || -> Result<Option<(Space, Bytes, Bytes)>, MachineError> {
+            loop {
+                if let Some(r) = take_record(&mut buffer)? {
+                    return Ok(Some(r));
+                }
+                match chunks.next() {
+                    Some(c) => buffer.extend_from_slice(&c?),
+                    None if buffer.is_empty() => return Ok(None),
+                    None => return Err(fatal("the snapshot ends within a record")),
+                }
+            }
+        };
+        // The state comes first: it says which range is replaced.
+        let Some((META, key, value)) = next()? else { return Err(fatal("the snapshot has no state")) };
+        let mut state = RegionState::decode(value).map_err(fatal)?;
+        if key != meta_key(id) || state.region.id != id {
+            return Err(fatal("the snapshot is of another region"));
+        }
+        let span = state.region.span();
+        let own = self.state.region.span();
+        let others = self.shared.routes.all();
+        if let Some(o) = others.iter().find(|o| o.id != id && o.span().overlaps(&span)) {
+            return Err(MachineError(format!("region {} here overlaps the snapshot of region {id}", o.id)));
+        }
+        // Without its position what is stored counts as nothing: a crash from here on begins again.
+        let blank = RegionState { index: 0, term: 0, ..self.state.clone() };
+        let mut batch = engine::Batch::default();
+        batch.put(META, meta_key(id), blank.encode_to_vec());
+        engine.write(batch).and_then(|()| engine.persist()).map_err(fatal)?;
+        for part in [&span, &own] {
+            // What was its own and now is another's stays.
+            let kept: Vec<Span> = others.iter().filter(|o| o.id != id).map(Descriptor::span).collect();
+            clear(&*engine, part, &kept).map_err(fatal)?;
+        }
+        let mut batch = engine::Batch::default();
+        let mut bytes = 0;
+        while let Some((space, key, value)) = next()? {
+            if space == META || !span.contains(&key) {
+                return Err(fatal("the snapshot holds what is not the region's"));
+            }
+            bytes += key.len() + value.len();
+            batch.put(space, key, value);
+            if bytes > CHUNK {
+                engine.write(std::mem::take(&mut batch)).map_err(fatal)?;
+                bytes = 0;
+            }
+        }
+        engine.write(batch).and_then(|()| engine.persist()).map_err(fatal)?;
+        (state.index, state.term) = (at.index, at.term);
+        let mut last = engine::Batch::default();
+        last.put(META, meta_key(id), state.encode_to_vec());
+        engine.write(last).and_then(|()| engine.persist()).map_err(fatal)?;
+        self.shared.routes.set(&state.region);
+        self.state = state;
+        Ok(())
+    }
+}
+
+/// Most bytes of a chunk.
+const CHUNK: usize = 1 << 20;
+
+/// Most bytes of a value in a snapshot.
+const MAX_FIELD: usize = 16 << 20;
+
+/// Removes what the keyed spaces have of a span, except for the parts that others have.
+fn clear(engine: &dyn Engine, span: &Span, kept: &[Span]) -> Result<(), EngineError> {
+    for space in (1..SPACES.len()).map(Space) {
+        let mut from = range(span);
+        loop {
+            let view = engine.view();
+            let (mut batch, mut last, mut n) = (engine::Batch::default(), None, 0);
+            for item in view.scan(space, from.clone(), Direction::Forward) {
+                let (key, _) = item?;
+                n += 1;
+                last = Some(key.clone());
+                if !kept.iter().any(|k| k.contains(&key)) {
+                    batch.remove(space, key);
+                }
+                if n == 4096 {
+                    break;
+                }
+            }
+            engine.write(batch)?;
+            match last {
+                Some(key) if n == 4096 => from.start = Bound::Excluded(key),
+                _ => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes a whole record off the front: space, length of key and value, key, value.
+fn take_record(b: &mut BytesMut) -> Result<Option<(Space, Bytes, Bytes)>, MachineError> {
+    if b.len() < 9 {
+        return Ok(None);
+    }
+    let space = usize::from(b[0]);
+    let key = u32::from_be_bytes([b[1], b[2], b[3], b[4]]) as usize;
+    let value = u32::from_be_bytes([b[5], b[6], b[7], b[8]]) as usize;
+    if space >= SPACES.len() || key == 0 || key > MAX_KEY || value > MAX_FIELD {
+        return Err(fatal("the snapshot holds a record that cannot be"));
+    }
+    if b.len() < 9 + key + value {
+        return Ok(None);
+    }
+    b.advance(9);
+    Ok(Some((Space(space), b.split_to(key).freeze(), b.split_to(value).freeze())))
+}
+
+/// All of a region, cut into chunks: its state first, then space after space.
+struct Dump {
+    view: Arc<dyn View>,
+    span: Span,
+    space: usize,
+    after: Option<Bytes>,
+    buffer: BytesMut,
+}
+
+impl Dump {
+    fn new(view: Arc<dyn View>, state: RegionState) -> Dump {
+        let span = state.region.span();
+        let mut d = Dump { view, span, space: 1, after: None, buffer: BytesMut::new() };
+        d.add(0, &meta_key(state.region.id), &state.encode_to_vec());
+        d
+    }
+
+    fn add(&mut self, space: usize, key: &[u8], value: &[u8]) {
+        self.buffer.put_u8(space as u8);
+        self.buffer.put_u32(key.len() as u32);
+        self.buffer.put_u32(value.len() as u32);
+        self.buffer.put_slice(key);
+        self.buffer.put_slice(value);
+    }
+
+    fn fill(&mut self) -> Result<(), EngineError> {
+        while self.buffer.len() < CHUNK && self.space < SPACES.len() {
+            let mut from: KeyRange = range(&self.span);
+            if let Some(k) = self.after.take() {
+                from.start = Bound::Excluded(k);
+            }
+            let view = self.view.clone();
+            for item in view.scan(Space(self.space), from, Direction::Forward) {
+                let (k, v) = item?;
+                self.add(self.space, &k, &v);
+                if self.buffer.len() >= CHUNK {
+                    self.after = Some(k);
+                    return Ok(());
+                }
+            }
+            self.space += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Iterator for Dump {
+    type Item = Result<Bytes, MachineError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Err(e) = self.fill() {
+            return Some(Err(fatal(e)));
+        }
+        let n = self.buffer.len().min(CHUNK);
+        (n > 0).then(|| Ok(self.buffer.split_to(n).freeze()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        key::{self, Mode},
+        model::{command::*, layout::RAW},
+    };
+    use photon_kv::engine::MemEngine;
+
+    fn machine(engine: &MemEngine, id: u64) -> RegionMachine {
+        let (effects, _) = mpsc::unbounded_channel();
+        let shared = Shared { engine: Arc::new(engine.clone()), routes: Routes::default(), effects };
+        RegionMachine::open(Arc::new(shared), id).expect("it is there")
+    }
+
+    fn full(n: u32) -> Bytes {
+        key::key(Mode::Raw, format!("{n:05}").as_bytes()).expect("short")
+    }
+
+    fn region(id: u64, start: u32, end: u32) -> RegionState {
+        let border = |n| key::border(&full(n)).expect("a key");
+        let region = Descriptor { id, start: border(start), end: border(end), version: 3, conf: 1 };
+        RegionState { region, ..RegionState::default() }
+    }
+
+    fn begin(states: &[RegionState]) -> MemEngine {
+        let engine = MemEngine::new(SPACES.len());
+        let mut b = engine::Batch::default();
+        for s in states {
+            b.put(META, meta_key(s.region.id), s.encode_to_vec());
+            b.put(RAW, s.region.start.clone(), "old");
+        }
+        engine.write(b).expect("memory");
+        engine.persist().expect("memory");
+        engine
+    }
+
+    fn put(m: &mut RegionMachine, index: u64, n: u32, bytes: usize) {
+        let write = RawWrite { key: full(n), value: Some(vec![7; bytes].into()) };
+        let op = Op::Raw(RawCommit { checks: vec![], writes: vec![write] });
+        let data = Command::new(m.state.region.version, op).encode_to_vec().into();
+        let position = Position { index, term: 1 };
+        m.apply(&[photon_raft::Command { position, data }]).expect("applies")[0].clone().expect("done");
+    }
+
+    #[test]
+    fn a_snapshot_replaces_its_region_and_nothing_else_whatever_a_crash_leaves() {
+        let source = begin(&[region(1, 0, 500)]);
+        let mut from = machine(&source, 1);
+        for n in 0..200 {
+            put(&mut from, u64::from(n) + 2, n, 20_000);
+        }
+        let (at, chunks) = from.snapshot().expect("snapshot");
+        let chunks: Vec<Bytes> = chunks.map(|c| c.expect("chunk")).collect();
+        assert!(chunks.len() > 3 && chunks.iter().all(|c| c.len() <= CHUNK), "{}", chunks.len());
+        // Here the region was larger; region 2 has since got a part of it.
+        let target = || begin(&[region(1, 0, 500), region(2, 500, 700)]);
+        let all = |e: &MemEngine| e.view().count(RAW, KeyRange::all()).expect("count");
+        let engine = target();
+        let mut to = machine(&engine, 1);
+        machine(&engine, 2);
+        to.shared.routes.set(&region(2, 500, 700).region);
+        to.restore(at, &mut chunks.iter().cloned().map(Ok)).expect("restore");
+        assert_eq!((to.applied(), all(&engine)), (at, 202));
+        let key = &region(2, 500, 700).region.start;
+        assert_eq!(engine.view().get(RAW, key).expect("get"), Some("old".into()));
+        // Cut short at any place: the region holds nothing that counts, and takes the snapshot again.
+        for cut in 0..chunks.len() {
+            let engine = target();
+            let mut to = machine(&engine, 1);
+            let some = chunks[..cut].iter().cloned().map(Ok);
+            let broken = std::iter::once(Err(MachineError("cut".into())));
+            assert!(to.restore(at, &mut some.chain(broken)).is_err());
+            let engine = engine.crash(cut % (engine.pending() + 1));
+            let mut to = machine(&engine, 1);
+            assert_eq!(to.applied(), Position::default());
+            to.restore(at, &mut chunks.iter().cloned().map(Ok)).expect("again");
+            assert_eq!((to.applied(), all(&engine)), (at, 202));
+        }
+        // One that overlaps another region is refused.
+        let engine = begin(&[region(1, 0, 100), region(2, 100, 700)]);
+        let mut to = machine(&engine, 1);
+        to.shared.routes.set(&region(2, 100, 700).region);
+        assert!(to.restore(at, &mut chunks.into_iter().map(Ok)).is_err());
+        assert_eq!(all(&engine), 2, "refused, yet something changed");
+    }
+
+    #[test]
+    fn late_news_does_not_overrule_newer_owners() {
+        let routes = Routes::default();
+        let d = |id, start, end, version| Descriptor { version, ..region(id, start, end).region };
+        routes.set(&d(1, 0, 9, 5));
+        routes.set(&d(4, 5, 9, 3));
+        assert_eq!(routes.of(&full(6)).map(|r| r.id), Some(1));
+        routes.set(&d(1, 0, 5, 6));
+        routes.set(&d(7, 5, 9, 6));
+        routes.set(&d(4, 5, 9, 3));
+        assert_eq!(routes.of(&full(6)).map(|r| r.id), Some(7));
+        routes.set(&d(1, 0, 9, 8));
+        assert_eq!(routes.all().len(), 1);
+    }
+}

@@ -1,0 +1,4 @@
+//! FlareDB on the real log and engine.
+
+mod crash;
+mod node;
