@@ -57,8 +57,16 @@ pub async fn nightlight(global: &Global, command: NightlightCommand) -> Result<(
     let config = Config { retention: args.retention, ..Config::default() };
     let night = NightLight::open(&global.data_dir(), config, &tasks).await?;
     let router = night.router();
-    Listener { name: "nightlight", socket, tls: None, tokens: None, router, lenient_authority: false }
-        .start(&tasks);
+    Listener {
+        name: "nightlight",
+        socket,
+        tls: None,
+        tokens: None,
+        router,
+        direct: None,
+        lenient_authority: false,
+    }
+    .start(&tasks);
     output::line(&format!("ready to serve requests on http://{}", args.listen));
     let failed = |e: std::io::Error| Error::internal("cannot listen for signals").why(e);
     let mut term = signal(SignalKind::terminate()).map_err(failed)?;
