@@ -27,6 +27,7 @@ impl Door {
             tls: None,
             tokens: None,
             router: night.router(),
+            direct: None,
             lenient_authority: false,
         };
         listener.start(&tasks);
