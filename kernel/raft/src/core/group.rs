@@ -101,8 +101,10 @@ impl Group {
             out(Output::Restore { group: id, position: start });
             (from, restoring) = (start, Some(start.index));
         } else if machine.index < start.index {
-            // What lies between were no commands.
+            // What lies between were no commands. The machine is told, or its snapshots would end before the log
+            // begins, and be of use to nobody.
             from = start;
+            out(Output::Apply { group: id, commands: Vec::new(), position: start, bytes: 0 });
         } else {
             let term = log.term(id, machine.index)?;
             if term != Some(machine.term) {

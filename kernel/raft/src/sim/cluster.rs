@@ -17,6 +17,7 @@ use photon_rt::{disk::Disk, entropy::Rng, time::Duration};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
+    panic::{AssertUnwindSafe, catch_unwind},
 };
 
 /// Something that will happen.
@@ -459,7 +460,12 @@ impl<W: Workload> Cluster<W> {
         }
         let inputs = std::mem::take(&mut live.inbox);
         let mut outputs = Vec::new();
-        let done = live.core.turn(clock, inputs, &mut |o| outputs.push(o));
+        // The crate panics where it cannot read the log; the store's thread then ends in the same way.
+        let turn = || live.core.turn(clock, inputs, &mut |o| outputs.push(o));
+        let done = catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+            Err(StoreError::Stopped(format!("panic: {text}")))
+        });
         // What left before the disk failed has left.
         self.route(node, outputs)?;
         match done {
