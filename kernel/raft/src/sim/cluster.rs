@@ -17,7 +17,7 @@ use photon_rt::{disk::Disk, entropy::Rng, time::Duration};
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
 /// Something that will happen.
@@ -462,10 +462,11 @@ impl<W: Workload> Cluster<W> {
         let mut outputs = Vec::new();
         // The crate panics where it cannot read the log; the store's thread then ends in the same way.
         let turn = || live.core.turn(clock, inputs, &mut |o| outputs.push(o));
-        let done = catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
-            Err(StoreError::Stopped(format!("panic: {text}")))
-        });
+        let done = match catch_unwind(AssertUnwindSafe(turn)) {
+            Ok(done) => done,
+            Err(panic) if !n.disk.is_off() => resume_unwind(panic),
+            Err(_) => Err(StoreError::Stopped("it panicked without its disk".into())),
+        };
         // What left before the disk failed has left.
         self.route(node, outputs)?;
         match done {
@@ -562,6 +563,11 @@ impl<W: Workload> Cluster<W> {
                     }
                 }
                 job => {
+                    // The log begins behind a snapshot that nobody has read yet: a bad moment for the power to go.
+                    if matches!(job, Output::Restore { .. }) && self.faulty() && self.rng.percent(15) {
+                        self.nodes[node].disk.cut_after(self.rng.below(3));
+                        self.nodes[node].doomed = true;
+                    }
                     if let Some(live) = &mut self.nodes[node].live {
                         live.jobs.push_back(job);
                     }
