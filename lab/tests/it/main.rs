@@ -10,6 +10,7 @@ mod import;
 mod input;
 mod laws;
 mod lifecycle;
+mod nightlight;
 mod nodes;
 mod people;
 mod storm;
