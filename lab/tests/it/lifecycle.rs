@@ -5,7 +5,10 @@ use photon_lab::{
     host::{Traces, alone},
 };
 use serde_json::Value;
-use std::{process::Command, time::Duration};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 const LONG: Duration = Duration::from_secs(90);
 
@@ -19,9 +22,14 @@ fn pid(cloud: &Cloud, name: &str) -> i32 {
 }
 
 fn booted(cloud: &Cloud, name: &str) {
-    wait("the guest's login", LONG, || {
-        cloud.run(&["vm", "console", name, "--project", "p"]).out.contains("login:")
-    });
+    let mut last = String::new();
+    let until = Instant::now() + LONG;
+    while !last.contains("login:") {
+        assert!(Instant::now() < until, "no login; the VM is {}; its console says: {last}", vm(cloud, name));
+        let r = cloud.run(&["vm", "console", name, "--project", "p"]);
+        last = r.out + &r.err;
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

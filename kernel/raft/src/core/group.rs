@@ -273,6 +273,7 @@ impl Group {
             self.ask_for_state();
             if !self.removed {
                 self.raft.tick();
+                self.insist();
             }
             self.ask_around(tick, config, out);
             self.tell_progress(out);
@@ -397,6 +398,18 @@ impl Group {
 
     pub(super) fn transfer(&mut self, to: NodeId) {
         self.raft.transfer_leader(to.0);
+    }
+
+    /// Who shall take over is told again each tick, until the crate gives it up after an election timeout: it may
+    /// have been unable to campaign when it was told first (it had not applied a change of the members yet), or the
+    /// message was lost.
+    fn insist(&mut self) {
+        let r = &mut self.raft.raft;
+        let Some(to) = r.lead_transferee else { return };
+        let last = r.raft_log.last_index();
+        if r.prs().get(to).is_some_and(|p| p.matched == last) {
+            r.send_timeout_now(to);
+        }
     }
 
     pub(super) fn unreachable(&mut self, node: NodeId) {

@@ -256,3 +256,46 @@ fn who_was_removed_asks_and_then_keeps_quiet() {
         |o: &Output| matches!(o, Output::Failed { proposal: 5, error: ProposeError::NotLeader { .. }, .. });
     assert!(out.iter().any(refused), "{out:?}");
 }
+
+#[test]
+fn the_heir_is_told_until_it_leads() {
+    let disks: Vec<SimDisk> = (0..2).map(SimDisk::new).collect();
+    let members = [ME, NodeId(2)];
+    let mut both: Vec<Core> =
+        (0..2).map(|i| core(&disks[i], CoreConfig::new(NodeId(i as u64 + 1)))).collect();
+    for core in &mut both {
+        attach(core, 1, &members);
+    }
+    // Carries messages until there are none, but for the first `lost` that ask for an election.
+    let mut lost = 0;
+    let mut carry = |both: &mut Vec<Core>, first: usize, input: Input, mut lose: usize| {
+        let mut to_do = std::collections::VecDeque::from([(first, input)]);
+        while let Some((to, input)) = to_do.pop_front() {
+            for o in turn(&mut both[to], vec![input]) {
+                match o {
+                    Output::Send { to, message, .. } if !codec::is_notice(&message) => {
+                        let group = GroupId(1);
+                        let message = codec::decode_message(message).expect("ours");
+                        if message.get_msg_type() == MessageType::MsgTimeoutNow && lose > 0 {
+                            (lose, lost) = (lose - 1, lost + 1);
+                            continue;
+                        }
+                        to_do.push_back((to.0 as usize - 1, Input::Message { group, message }));
+                    }
+                    Output::Apply { group, position, bytes, .. } => {
+                        to_do.push_back((to, Input::Applied { group, position, bytes }));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    };
+    let leads = |both: &[Core], i: usize| both[i].status(GroupId(1)).expect("there").role == Role::Leader;
+    while !leads(&both, 0) {
+        carry(&mut both, 0, Input::Tick, 0);
+    }
+    carry(&mut both, 0, Input::Transfer { group: GroupId(1), to: NodeId(2) }, 1);
+    assert!(leads(&both, 0), "it has not heard of it");
+    carry(&mut both, 0, Input::Tick, 0);
+    assert!(leads(&both, 1) && lost == 1);
+}

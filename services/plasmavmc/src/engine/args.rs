@@ -71,6 +71,8 @@ pub fn args(launch: &Launch, dir: &Path, taps: &[RawFd]) -> Vec<String> {
     // A guest that powers off leaves a paused QEMU, whose state says so however late it is asked: a
     // QEMU that is gone without a record has crashed. A guest that reboots stays the same incarnation.
     add(&["-action", "shutdown=pause,reboot=reset"]);
+    // The guest begins when its console is heard (`Vm::session`): its first words are not lost.
+    add(&["-S"]);
     add(&["-chardev", &format!("socket,id=qmp,path={},server=on,wait=off", value(path(file::QMP)))]);
     add(&["-mon", "chardev=qmp,mode=control"]);
     add(&["-chardev", &format!("socket,id=serial,path={},server=on,wait=off", value(path(file::SERIAL)))]);
@@ -218,6 +220,7 @@ mod tests {
 -rtc base=utc
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 -action shutdown=pause,reboot=reset
+-S
 -chardev socket,id=qmp,path=/run/p,,q/2/qmp,server=on,wait=off
 -mon chardev=qmp,mode=control
 -chardev socket,id=serial,path=/run/p,,q/2/serial,server=on,wait=off

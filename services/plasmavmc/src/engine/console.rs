@@ -11,7 +11,7 @@ use photon_base::{Error, Result};
 use photon_rt::{
     net::UnixStream,
     task::blocking,
-    time::{Duration, sleep},
+    time::{Duration, sleep, timeout},
 };
 use std::{
     collections::VecDeque,
@@ -122,6 +122,12 @@ impl Console {
             self.0.input.send(piece).await.map_err(|_| Error::unavailable("the console is gone"))?;
         }
         Ok(())
+    }
+
+    /// Resolves when the guest is listened to, or after `limit`.
+    pub(super) async fn heard(&self, limit: Duration) {
+        let mut connected = self.0.connected.subscribe();
+        let _ = timeout(limit, "the console", connected.wait_for(|c| *c)).await; // late is late: the guest begins
     }
 
     /// Serves QEMU's `socket` until `over` becomes true and nothing is left to read.

@@ -87,6 +87,9 @@ fn lock<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner) // an Option: never half set
 }
 
+/// A guest waits for its console so long, and then begins without.
+const CONSOLE_WAIT: Duration = Duration::from_secs(5);
+
 /// How often QEMU's log is looked at.
 const LOG_PERIOD: Duration = Duration::from_secs(30);
 
@@ -261,6 +264,14 @@ impl Vm {
             // truth also after a time in which nobody listened.
             match qmp.status().await {
                 Ok(s) if s.status == "shutdown" => return Session::GuestOff,
+                // Not begun yet; perhaps left so by a photon that died.
+                Ok(s) if s.status == "prelaunch" => {
+                    self.console.heard(CONSOLE_WAIT).await;
+                    match qmp.call(Command::Cont).await {
+                        Ok(_) => continue,
+                        Err(_) => break,
+                    }
+                }
                 Ok(s) => self.set_status(&s.status),
                 Err(_) => break,
             }
