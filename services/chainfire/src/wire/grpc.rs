@@ -2,7 +2,10 @@
 //! with patterns takes several allocations for each.
 
 use super::{
-    Api, MAX_MESSAGE, etcdserverpb::*, v3electionpb::election_server::ElectionServer,
+    Api, MAX_MESSAGE,
+    etcdserverpb::*,
+    led::{Wish, wish},
+    v3electionpb::election_server::ElectionServer,
     v3lockpb::lock_server::LockServer,
 };
 use axum::body::Body;
@@ -69,6 +72,12 @@ impl Grpc {
             let api = self.api.clone();
             return Box::pin(async move { Ok(api.downgrade(request).await.into_http()) });
         }
+        let wish = wish(&request);
+        if wish != Wish::Any
+            && let Some(refused) = self.api.leaderless()
+        {
+            return Box::pin(std::future::ready(Ok(refused)));
+        }
         let answer = match service.and_then(|(name, _)| name.split_once('.')) {
             Some(("etcdserverpb", "KV")) => self.kv.clone().call(request),
             Some(("etcdserverpb", "Watch")) => self.watch.clone().call(request),
@@ -80,6 +89,10 @@ impl Grpc {
             Some(("v3electionpb", "Election")) => self.election.clone().call(request),
             _ => return Box::pin(std::future::ready(Ok(unknown(&request)))),
         };
+        if wish == Wish::StayLed {
+            let api = self.api.clone();
+            return Box::pin(async move { Ok(api.while_led(in_etcds_words(answer.await?).map(Body::new))) });
+        }
         Box::pin(async move { Ok(in_etcds_words(answer.await?).map(Body::new)) })
     }
 }

@@ -8,6 +8,7 @@ mod http;
 mod json;
 mod kv;
 mod lease;
+mod led;
 mod line;
 mod maintenance;
 mod watch;

@@ -14,6 +14,7 @@ mod hostile;
 mod import;
 mod kill;
 mod kv;
+mod led;
 mod line;
 mod maintenance;
 mod room;
