@@ -8,6 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Longest wait for an emulated guest to boot: it takes 2 to 3 s of a core, which is a minute and more on a machine
+/// where ten others want each core (measured: 54 s in the mean, 75 at most). Longer is a guest that hangs.
+pub const BOOT: Duration = Duration::from_secs(300);
+
 /// Offsets of port numbers, so that clouds of one test run do not meet.
 static NEXT_OFFSET: AtomicU16 = AtomicU16::new(0);
 

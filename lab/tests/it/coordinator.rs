@@ -3,7 +3,7 @@
 
 use photon_auth::{Authority, CertPair, Identity, Kind, Leaf};
 use photon_lab::{
-    cloud::{Cloud, Ran, wait},
+    cloud::{BOOT, Cloud, Ran, wait},
     host::{Traces, alone},
 };
 use std::{
@@ -147,7 +147,7 @@ fn coordinator_is_a_real_etcd() {
     cloud.ok(&[&["vm", "create", "a", "--project", "p", "--image", "tiny"][..], &lan].concat());
     let netns = cloud.json(&["network", "get", "lan", "--project", "p"]);
     let netns = netns["status"]["netns"].as_str().expect("a namespace").to_string();
-    wait("an answer to ping", LONG, || {
+    wait("an answer to ping", BOOT, || {
         let mut ping = Command::new("ip");
         ping.args(["netns", "exec", &netns, "ping", "-c1", "-W1", "10.40.0.2"]).stdout(Stdio::null());
         ping.status().expect("ip").success()

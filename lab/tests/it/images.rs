@@ -1,6 +1,6 @@
 //! Foreign images: a good one boots, bad ones are refused with a reason.
 
-use photon_lab::cloud::{Cloud, wait};
+use photon_lab::cloud::{BOOT, Cloud, wait};
 use std::{path::Path, process::Command, time::Duration};
 
 /// A boot sector that writes a line to the first serial port and halts.
@@ -54,7 +54,7 @@ fn images_that_are_good_boot_and_others_say_why_not() {
             "8MiB",
             "--wait",
         ]);
-        wait("the boot sector's line", Duration::from_secs(60), || {
+        wait("the boot sector's line", BOOT, || {
             cloud.ok(&["vm", "console", name, "--project", "p"]).contains("hello from the boot sector")
         });
     }

@@ -1,7 +1,7 @@
 //! A VM's life on the real hypervisor: power, resets, ends of its own, adoption; networks that never meet.
 
 use photon_lab::{
-    cloud::{Cloud, alive, wait},
+    cloud::{BOOT, Cloud, alive, wait},
     host::{Traces, alone},
 };
 use serde_json::Value;
@@ -23,7 +23,7 @@ fn pid(cloud: &Cloud, name: &str) -> i32 {
 
 fn booted(cloud: &Cloud, name: &str) {
     let mut last = String::new();
-    let until = Instant::now() + LONG;
+    let until = Instant::now() + BOOT;
     while !last.contains("login:") {
         assert!(Instant::now() < until, "no login; the VM is {}; its console says: {last}", vm(cloud, name));
         let r = cloud.run(&["vm", "console", name, "--project", "p"]);
@@ -140,7 +140,7 @@ fn lifecycle_of_two_tenants_with_equal_networks() {
     // Equal addresses, different machines: the neighbour tables say so.
     booted(&cloud, "a");
     let mac = |p: &str| {
-        wait("an answer to ping", LONG, || {
+        wait("an answer to ping", BOOT, || {
             in_network(&cloud, p, &["ping", "-c1", "-W1", "10.30.0.2"]).contains(" 0% packet loss")
         });
         in_network(&cloud, p, &["ip", "neigh", "show", "10.30.0.2"])

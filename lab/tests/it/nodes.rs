@@ -1,7 +1,7 @@
 //! A cloud of three machines: joined by command, one of them killed, one drained and removed, quorum lost and back.
 
 use photon_lab::{
-    cloud::{Ran, guest_dir, photon_exe, processes, wait},
+    cloud::{BOOT, Ran, guest_dir, photon_exe, processes, wait},
     hosts::Hosts,
 };
 use serde_json::Value;
@@ -129,7 +129,7 @@ fn three_machines_are_one_cloud() {
     let home = vm["status"]["host"].as_str().expect("a host").to_string();
     assert_ne!(home, "n0", "it is drained");
     for host in 0..3 {
-        wait(&format!("the console on n{host}"), SOON, || {
+        wait(&format!("the console on n{host}"), BOOT, || {
             m.run(host, &["vm", "console", "a", "--project", "demo"]).out.contains("login:")
         });
     }

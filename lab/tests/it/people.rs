@@ -1,7 +1,7 @@
 //! What people meet beside the tour: errors and exit codes, no root, two starts, Ctrl-C,
 //! an own user with a role.
 
-use photon_lab::cloud::{Cloud, guest_dir, photon_exe, wait};
+use photon_lab::cloud::{BOOT, Cloud, guest_dir, photon_exe, wait};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Write},
@@ -225,7 +225,7 @@ fn people_without_root_get_a_cloud_too() {
     run("photon project create demo");
     run("photon network create lan --project demo --cidr 10.20.0.0/24 --wait");
     run("photon vm create a --project demo --image tiny --network lan --memory 128MiB --wait");
-    wait("the guest's login", Duration::from_secs(90), || {
+    wait("the guest's login", BOOT, || {
         run("photon vm console a --project demo < /dev/null").contains("a login:")
     });
     let stopped = run("photon down --vms");

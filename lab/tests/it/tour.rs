@@ -2,7 +2,7 @@
 //! the page. Two commands wait for a person; the test plays that person.
 
 use photon_lab::{
-    cloud::{photon_exe, root, target_dir},
+    cloud::{BOOT, photon_exe, root, target_dir},
     host::{Traces, alone},
 };
 use std::{
@@ -112,7 +112,7 @@ impl Drop for Shell {
 fn at_the_console(shell: &mut Shell, command: &str) {
     // A person would ping again until b has booted; b has when its own console shows a login.
     let booted = "until photon vm console b --project demo </dev/null | grep -q 'b login:'; do :; done";
-    shell.run(booted, Duration::from_secs(120));
+    shell.run(booted, BOOT);
     // `script` gives the console a terminal; the fifo is the keyboard.
     let keyboard = format!("/tmp/photon-tour-{}", std::process::id());
     let screen = format!("{keyboard}.screen");
@@ -122,7 +122,7 @@ fn at_the_console(shell: &mut Shell, command: &str) {
         Duration::from_secs(5),
     );
     let see = |what: &str, text: &str| {
-        let until = Instant::now() + Duration::from_secs(60);
+        let until = Instant::now() + BOOT;
         loop {
             let all = std::fs::read(&screen).unwrap_or_default();
             let all = String::from_utf8_lossy(&all).into_owned();
