@@ -1,7 +1,7 @@
 //! Foreign images: a good one boots, bad ones are refused with a reason.
 
 use photon_lab::cloud::{BOOT, Cloud, wait};
-use std::{path::Path, process::Command, time::Duration};
+use std::{path::Path, process::Command};
 
 /// A boot sector that writes a line to the first serial port and halts.
 fn boot_sector(line: &str) -> Vec<u8> {
