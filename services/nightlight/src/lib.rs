@@ -14,6 +14,7 @@
 //! its limits; no text and no bytes from outside make any of this panic.
 
 pub mod engine;
+pub mod expose;
 pub mod labels;
 pub mod promql;
 pub mod store;
