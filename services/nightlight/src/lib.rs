@@ -17,5 +17,6 @@ pub mod engine;
 pub mod expose;
 pub mod labels;
 pub mod promql;
+pub mod scrape;
 pub mod store;
 pub mod wire;
