@@ -31,6 +31,7 @@ pub struct Url {
 }
 
 impl Url {
+    /// `http` or `https`, with a host.
     pub fn parse(text: &str) -> Result<Self, String> {
         let wrong = |why: String| format!("{text:?} is not a URL: {why}");
         let uri: http::Uri = text.parse().map_err(|e: http::uri::InvalidUri| wrong(e.to_string()))?;
