@@ -88,12 +88,12 @@ pub async fn nightlight(global: &Global, command: NightlightCommand) -> Result<(
     let tasks = Tasks::new();
     let config = Config { retention: args.retention, ..Config::default() };
     let dir = args.path.clone().unwrap_or_else(|| global.data_dir());
-    let about = About { flags: args.flags(&dir), file: args.config_file.clone(), ..About::default() };
+    let about = About::new(args.flags(&dir), args.config_file.clone());
     let night = NightLight::open_as(&dir, config, about, &tasks).await?;
     if args.config_file.is_some() {
         night.reload().await?;
     }
-    let router = night.router();
+    let router = night.router().merge(photon_serve::metrics::routes());
     Listener {
         name: "nightlight",
         socket,

@@ -22,14 +22,17 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+/// What services answer besides their resources.
+pub struct Routers {
+    pub console: Arc<ConsoleRoute>,
+    pub content: Arc<ContentRoute>,
+    pub joining: Router,
+    pub metrics: Router,
+}
+
 /// Binds and starts every port.
-pub async fn start(
-    s: &Arc<Shared>,
-    chainfire: Option<&ChainFire>,
-    console: Arc<ConsoleRoute>,
-    content: Arc<ContentRoute>,
-    joining: Router,
-) -> Result<Summary> {
+pub async fn start(s: &Arc<Shared>, chainfire: Option<&ChainFire>, routers: Routers) -> Result<Summary> {
+    let Routers { console, content, joining, metrics } = routers;
     renew(s, s.certificate.clone());
     pulse(s);
     let tls = server_config(s.certificate.clone(), s.identity.authority.cert_pem())?;
@@ -41,7 +44,7 @@ pub async fn start(
         router.merge(guarded_metrics(s.gate.clone())).route("/version", axum::routing::get(version))
     };
     let iam = s.login.clone().routes().merge(iam::audit::routes(s.store.clone(), s.gate.clone()));
-    let front = api.clone().router().merge(iam.clone()).merge(joining);
+    let front = api.clone().router().merge(iam.clone()).merge(joining).nest("/prometheus", metrics.clone());
     let front = common(front.merge(health::routes(whole(s))));
     let mut ports: Vec<(&'static str, u16, Router)> = vec![("front", FRONT.number, front)];
     for service in &SERVICES {
@@ -54,6 +57,7 @@ pub async fn start(
                 "iam" => common(
                     api.clone().only("iam").router().merge(iam.clone()).merge(health::routes(one(s, "iam"))),
                 ),
+                "nightlight" => common(metrics.clone().merge(health::routes(one(s, "nightlight")))),
                 name => common(api.clone().only(name).router().merge(health::routes(one(s, name)))),
             };
             ports.push((service.name, port.number, router));
@@ -236,6 +240,12 @@ fn pulse(s: &Arc<Shared>) {
     let s = s.clone();
     s.tasks.clone().spawn("pulse", async move {
         loop {
+            for service in &SERVICES {
+                let labels = [("service", service.name)];
+                let help = "Whether a service of this node is well: 1, else 0.";
+                metrics::gauge("photon_service_healthy", help, &labels)
+                    .set(u64::from(one(&s, service.name)().0));
+            }
             let read = s.store.kv().get(photon_resource::ROOT.as_bytes(), photon_kv::ReadAt::Latest);
             let answered = photon_rt::time::timeout(PULSE_TIME_MAX, "the store", read).await;
             s.store_answers.store(matches!(answered, Ok(Ok(_))), Ordering::Relaxed);

@@ -9,6 +9,7 @@ mod history;
 mod identity;
 mod listeners;
 mod lock;
+mod metrics;
 pub mod report;
 
 pub use cluster::facts;
@@ -20,6 +21,8 @@ use coordinator::Coordinator;
 use forward::Forward;
 use iam::{Iam, login::Login};
 use identity::Identity;
+use listeners::Routers;
+use metrics::Metrics;
 use photon_auth::{Gate, LiveCertificate};
 use photon_base::Result;
 use photon_gossip::Gossip;
@@ -162,6 +165,11 @@ impl Node {
         let content = Arc::new(ContentRoute { images, store: store.clone(), poke });
         step.done();
 
+        let step = reporter.step("nightlight");
+        let nightlight =
+            Metrics::open(&paths.service("nightlight"), gate.clone(), view.clone(), &self.tasks).await?;
+        step.done();
+
         let tasks = self.tasks.clone();
         let store_answers = AtomicBool::new(true); // it has just answered
         let shared = Arc::new(Shared {
@@ -184,7 +192,9 @@ impl Node {
             Coordinator::Own(c) => (Some(c), cluster::enrol(&shared, seats)?.routes()),
             Coordinator::Foreign { .. } => (None, coordinator::nobody_joins()),
         };
-        let mut summary = listeners::start(&shared, chainfire, console, content, joining).await?;
+        let routers = Routers { console, content, joining, metrics: nightlight.clone().routes() };
+        let mut summary = listeners::start(&shared, chainfire, routers).await?;
+        nightlight.scrape(&shared, chainfire.is_some())?;
         summary.notes = missing;
         cluster::serves(&shared.config, &self.gossip)?;
         step.done();

@@ -49,15 +49,22 @@ pub struct Config {
 }
 
 /// How a process was started, for those who ask.
-#[derive(Default)]
 pub struct About {
     /// Names and values.
     pub flags: Vec<(String, String)>,
     /// What is scraped, as a file in Prometheus' form.
     pub file: Option<PathBuf>,
-    started_ms: u64,
-    /// When it was read last, and whether it could be.
-    reload: Mutex<(u64, bool)>,
+    /// When, milliseconds; and when the file was read last, and whether it could be.
+    pub(crate) started_ms: u64,
+    pub(crate) reload: Mutex<(u64, bool)>,
+}
+
+impl About {
+    /// Started now, with these flags and this file.
+    pub fn new(flags: Vec<(String, String)>, file: Option<PathBuf>) -> Self {
+        let now = wall().0;
+        About { flags, file, started_ms: now, reload: Mutex::new((now, true)) }
+    }
 }
 
 impl Default for Config {
@@ -86,7 +93,7 @@ fn failed(e: &StoreError) -> Error {
 impl NightLight {
     /// Opens the store in `dir` and looks after it until `tasks` end. Nothing is scraped yet.
     pub async fn open(dir: &Path, config: Config, tasks: &Tasks) -> Result<Self> {
-        Self::open_as(dir, config, About::default(), tasks).await
+        Self::open_as(dir, config, About::new(Vec::new(), None), tasks).await
     }
 
     /// [`NightLight::open`] by a process that was started so.
@@ -96,8 +103,7 @@ impl NightLight {
             blocking(move || Store::open(Arc::new(disk), config.store)).await.map_err(|e| failed(&e))?;
         let store = Arc::new(store);
         let scraper = Scraper::new(store.clone(), tasks);
-        let now = wall().0;
-        let about = Arc::new(About { started_ms: now, reload: Mutex::new((now, true)), ..about });
+        let about = Arc::new(about);
         let this = NightLight { store, config, scraper, about };
         let upkeep = this.clone();
         tasks.spawn("upkeep", async move {
@@ -168,7 +174,6 @@ impl NightLight {
             .layer(from_fn(one_tenant))
             .layer(from_fn(pack::answers))
             .with_state(self.clone())
-            .merge(photon_serve::metrics::routes())
     }
 }
 
