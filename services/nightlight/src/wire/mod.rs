@@ -1,4 +1,4 @@
-//! The door: Prometheus' HTTP API v1 (`api`, `targets`, `status`), federation, remote write (`write`), and upkeep of the
+//! The door: Prometheus' HTTP API v1 (`api`, `targets`, `status`), federation, remote write (`write`), OTLP (`otlp`), and upkeep of the
 //! store behind it.
 //!
 //! Invariants: every body, answer and query is bounded; work on the store and in the engine happens off the runtime's
@@ -6,6 +6,7 @@
 
 mod api;
 mod federate;
+mod otlp;
 mod pack;
 mod params;
 mod status;
@@ -167,6 +168,8 @@ impl NightLight {
             .route("/api/v1/status/buildinfo", get(api::buildinfo))
             .route("/api/v1/status/tsdb", get(api::tsdb))
             .route("/api/v1/write", post(write::write))
+            .route("/api/v1/otlp/v1/metrics", post(otlp::http))
+            .merge(otlp::routes())
             .route("/federate", get(federate::federate))
             .route("/-/reload", post(status::reload).put(status::reload))
             .route("/-/healthy", get(|| async { "NightLight is Healthy.\n" }))
