@@ -79,7 +79,7 @@ pub static SERVICES: [Service; 6] = [
     Service {
         name: "nightlight",
         about: "metrics, a Prometheus",
-        ports: &[tls("api", 9095)],
+        ports: &[tls("api", 9095), tls("otlp-grpc", 4317), tls("otlp-http", 4318)],
         needs: &["iam"],
     },
 ];

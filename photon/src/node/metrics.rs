@@ -30,6 +30,9 @@ use std::{
 use tokio::sync::Mutex;
 use tower::ServiceExt;
 
+/// Paths that change something; all others read.
+const CHANGES: [&str; 5] = ["/api/v1/write", "/api/v1/otlp/", "/v1/metrics", "/opentelemetry.proto.", "/-/"];
+
 /// Most projects whose samples are open here.
 const PROJECTS_MAX: usize = 1000;
 /// Between two questions to a part of the cloud.
@@ -80,7 +83,7 @@ impl Metrics {
             }
         };
         let path = request.uri().path();
-        let changes = ["/api/v1/write", "/api/v1/otlp/", "/-/reload"].iter().any(|p| path.starts_with(p));
+        let changes = CHANGES.iter().any(|p| path.starts_with(p));
         let verb = if changes { Verb::Update } else { Verb::Get };
         let target = Target { project: project.clone(), name: None };
         let allowed = self.gate.check(&caller, Action { kind: "metrics", verb }, target).await;

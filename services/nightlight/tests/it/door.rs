@@ -25,8 +25,13 @@ pub async fn get(port: u16, path: &str) -> (u16, String) {
 
 impl Door {
     pub async fn open(dir: &Path) -> Self {
+        Self::open_with(dir, None).await
+    }
+
+    pub async fn open_with(dir: &Path, file: Option<std::path::PathBuf>) -> Self {
         let tasks = Tasks::new();
-        let night = NightLight::open(dir, Config::default(), &tasks).await.expect("open");
+        let about = nightlight::wire::About::new(Vec::new(), file);
+        let night = NightLight::open_as(dir, Config::default(), about, &tasks).await.expect("open");
         let socket = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("port");
         let port = socket.local_addr().expect("bound").port();
         let listener = Listener {

@@ -4,8 +4,10 @@
 
 mod door;
 mod hostile;
+mod otlp;
 mod prometheus;
 mod random;
 mod reference;
 mod scrape;
 mod store;
+mod target;

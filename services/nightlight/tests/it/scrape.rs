@@ -109,6 +109,7 @@ async fn the_same_target_gives_the_same_series_as_in_prometheus() {
         )
     };
     let path = "/api/v1/series?match[]=%7B__name__%3D~%22.%2B%22%7D";
+    let seen = std::sync::Mutex::new(String::new());
     let agree = async {
         loop {
             let (theirs, ours): (serde_json::Value, serde_json::Value) = both(path).await;
@@ -118,16 +119,15 @@ async fn the_same_target_gives_the_same_series_as_in_prometheus() {
                 if scraped(&theirs) && scraped(&ours) && theirs == ours {
                     return theirs.len();
                 }
-                let diff: Vec<_> = theirs.symmetric_difference(&ours).take(3).collect();
-                tracing::debug!(?diff, "not yet");
-                if std::env::var_os("SHOW").is_some() {
-                    println!("{} {} {diff:?}", theirs.len(), ours.len());
-                }
+                let diff: Vec<_> = theirs.symmetric_difference(&ours).take(5).collect();
+                *seen.lock().expect("text") =
+                    format!("theirs {}, ours {}: {diff:?}", theirs.len(), ours.len());
             }
             sleep(Duration::from_millis(500)).await;
         }
     };
-    let n = timeout(Duration::from_secs(90), "the same series", agree).await.expect("the same series");
+    let n = timeout(Duration::from_secs(90), "the same series", agree).await;
+    let n = n.unwrap_or_else(|e| panic!("{e}: {}", seen.lock().expect("text")));
     assert!(n > 500, "{n} series are too few for a machine");
 
     // Targets: who is up, who is not, and under which labels.
