@@ -22,17 +22,15 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-/// What services answer besides their resources.
-pub struct Routers {
-    pub console: Arc<ConsoleRoute>,
-    pub content: Arc<ContentRoute>,
-    pub joining: Router,
-    pub metrics: Router,
-}
-
 /// Binds and starts every port.
-pub async fn start(s: &Arc<Shared>, chainfire: Option<&ChainFire>, routers: Routers) -> Result<Summary> {
-    let Routers { console, content, joining, metrics } = routers;
+pub async fn start(
+    s: &Arc<Shared>,
+    chainfire: Option<&ChainFire>,
+    console: Arc<ConsoleRoute>,
+    content: Arc<ContentRoute>,
+    joining: Router,
+) -> Result<Summary> {
+    let metrics = s.metrics.clone().routes();
     renew(s, s.certificate.clone());
     pulse(s);
     let tls = server_config(s.certificate.clone(), s.identity.authority.cert_pem())?;
@@ -185,6 +183,13 @@ fn own(s: &Arc<Shared>, service: &str) -> (bool, Map<String, serde_json::Value>)
         "plasmavmc" => {
             m.insert("vms_running".into(), count("vm", &|o| o.status["phase"] == "running").into());
             view.revision() > 0
+        }
+        "nightlight" => {
+            let (failed, targets) = s.metrics.health();
+            m.insert("targets".into(), targets.into());
+            let well = failed.is_none();
+            m.extend(failed.map(|e| ("error".into(), e.into())));
+            well
         }
         "prismnet" => {
             m.insert("networks".into(), count("network", &|_| true).into());

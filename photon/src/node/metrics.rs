@@ -60,6 +60,11 @@ impl Metrics {
         Ok(Arc::new(Metrics { dir: dir.to_path_buf(), cloud, projects, gate, view, tasks: tasks.clone() }))
     }
 
+    /// Why the cloud's own samples are not stored, if they are not; and how many targets are asked.
+    pub fn health(&self) -> (Option<String>, usize) {
+        (self.cloud.scraper().failed(), self.cloud.scraper().targets())
+    }
+
     /// Prometheus' paths, for those who may.
     pub fn routes(self: Arc<Self>) -> Router {
         Router::new().fallback(serve).with_state(self)

@@ -21,7 +21,6 @@ use coordinator::Coordinator;
 use forward::Forward;
 use iam::{Iam, login::Login};
 use identity::Identity;
-use listeners::Routers;
 use metrics::Metrics;
 use photon_auth::{Gate, LiveCertificate};
 use photon_base::Result;
@@ -59,6 +58,7 @@ pub(crate) struct Shared {
     pub view: View,
     pub gate: Gate,
     pub login: Arc<Login>,
+    pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
     /// Whether the store answered its last question.
     pub store_answers: AtomicBool,
@@ -166,7 +166,7 @@ impl Node {
         step.done();
 
         let step = reporter.step("nightlight");
-        let nightlight =
+        let metrics =
             Metrics::open(&paths.service("nightlight"), gate.clone(), view.clone(), &self.tasks).await?;
         step.done();
 
@@ -182,6 +182,7 @@ impl Node {
             view,
             gate,
             login,
+            metrics,
             tasks,
             store_answers,
         });
@@ -192,9 +193,8 @@ impl Node {
             Coordinator::Own(c) => (Some(c), cluster::enrol(&shared, seats)?.routes()),
             Coordinator::Foreign { .. } => (None, coordinator::nobody_joins()),
         };
-        let routers = Routers { console, content, joining, metrics: nightlight.clone().routes() };
-        let mut summary = listeners::start(&shared, chainfire, routers).await?;
-        nightlight.scrape(&shared, chainfire.is_some())?;
+        let mut summary = listeners::start(&shared, chainfire, console, content, joining).await?;
+        shared.metrics.scrape(&shared, chainfire.is_some())?;
         summary.notes = missing;
         cluster::serves(&shared.config, &self.gossip)?;
         step.done();

@@ -8,8 +8,11 @@ use super::{
 use crate::labels::{Labels, NAME};
 use proptest::prelude::*;
 
+/// Points, and all else as text.
+type Read = (Vec<(String, Option<i64>, f64)>, Vec<String>);
+
 /// A page's points as labels, instants and values, and all else as text.
-fn read(format: Format, page: &[u8]) -> Result<(Vec<(String, Option<i64>, f64)>, Vec<String>), String> {
+fn read(format: Format, page: &[u8]) -> Result<Read, String> {
     let (mut points, mut rest) = (Vec::new(), Vec::new());
     parse::<ParseError>(format, page, &mut |item| {
         match item {

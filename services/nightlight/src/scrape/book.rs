@@ -206,7 +206,8 @@ fn named(job: &Job, target: &Labels, p: &Point<'_>) -> Result<Option<Labels>, Pa
     if labels.name().is_empty() {
         return Err(ParseError("metric name is missing: invalid sample".into()));
     }
-    if !job.utf8 && !(is_metric(labels.name()) && labels.iter().all(|(n, _)| &**n == NAME || is_label(n))) {
+    let old_alphabet = || is_metric(labels.name()) && labels.iter().all(|(n, _)| &**n == NAME || is_label(n));
+    if !(job.utf8 || old_alphabet()) {
         return Err(ParseError(format!("invalid metric name or label names: {labels}")));
     }
     limits(job, &labels)?;

@@ -236,6 +236,22 @@ mod tests {
         assert_eq!(answers(&b, 7, Record::SRV), None);
     }
 
+    #[tokio::test]
+    async fn a_server_is_asked() {
+        let server = udp("127.0.0.1:0".parse().expect("address")).await.expect("port");
+        let at = server.local_addr().expect("bound");
+        let answer = async {
+            let mut asked = [0; 512];
+            let (n, from) = server.recv_from(&mut asked).await.expect("a question");
+            assert!(asked[..n].windows(5).any(|w| w == b"\x04_tcp"), "{:?}", &asked[..n]);
+            let mut b = srv();
+            b[..2].copy_from_slice(&asked[..2]);
+            server.send_to(&b, from).await.expect("sent");
+        };
+        let (found, ()) = tokio::join!(ask(at, "_m._tcp.a.b", Record::SRV), answer);
+        assert_eq!(found.expect("an answer").len(), 2);
+    }
+
     #[test]
     fn resolv_conf_is_read() {
         let (servers, search) =

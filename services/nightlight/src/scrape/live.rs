@@ -1,7 +1,7 @@
 //! One target that is asked: when, what is stored, and how it is.
 
 use super::{
-    Pool,
+    Keeper, Pool,
     book::{About, Book, Scraped},
     config::Job,
     http::{Ask, Link},
@@ -12,7 +12,7 @@ use crate::{
     engine::STALE_BITS,
     expose::negotiate::{accept, format_of},
     labels::{Labels, NAME},
-    store::{Arrival, Store},
+    store::Arrival,
 };
 use photon_rt::{
     task::{Tasks, blocking},
@@ -99,7 +99,7 @@ fn next_slot(now_ms: i64, offset_ms: u64, interval_ms: u64) -> i64 {
 
 /// Asks until told to stop; a word from `stopped` means that the target is no more.
 pub(super) async fn ask(
-    store: Arc<Store>,
+    store: Arc<Keeper>,
     tasks: Tasks,
     live: Arc<Live>,
     mut jobs: watch::Receiver<Arc<Job>>,
@@ -146,7 +146,7 @@ pub(super) async fn ask(
 /// Asks once, and stores what follows.
 #[allow(clippy::too_many_arguments, reason = "one turn of the loop above, with all that it owns")]
 async fn once(
-    store: &Arc<Store>,
+    store: &Arc<Keeper>,
     tasks: &Tasks,
     live: &Live,
     job: &Job,
@@ -207,12 +207,14 @@ async fn page(
 }
 
 /// Stores; what can't be is told in the log: the next page comes soon.
-async fn keep(store: &Arc<Store>, mut batch: Vec<Arrival>) {
+async fn keep(store: &Arc<Keeper>, mut batch: Vec<Arrival>) {
     while !batch.is_empty() {
         let rest = batch.split_off(batch.len().min(BATCH_MAX));
         let some = std::mem::replace(&mut batch, rest);
-        let store = store.clone();
-        match blocking(move || store.append(some)).await {
+        let inner = store.store.clone();
+        let stored = blocking(move || inner.append(some)).await;
+        *lock(&store.failed) = stored.as_ref().err().map(ToString::to_string);
+        match stored {
             Ok(o) if o.too_old + o.conflicting + o.over_limit > 0 => {
                 tracing::warn!(o.too_old, o.conflicting, o.over_limit, "samples of a scrape were not taken");
             }

@@ -54,8 +54,14 @@ struct Running {
 #[derive(Clone)]
 pub struct Scraper(Arc<Inner>);
 
+/// Where samples go, and why the last ones did not get there.
+pub(crate) struct Keeper {
+    pub store: Arc<Store>,
+    pub failed: Mutex<Option<String>>,
+}
+
 struct Inner {
-    store: Arc<Store>,
+    store: Arc<Keeper>,
     tasks: Tasks,
     running: Mutex<BTreeMap<String, Running>>,
     config: Mutex<Arc<Config>>,
@@ -65,6 +71,7 @@ impl Scraper {
     /// Asks nobody yet.
     pub fn new(store: Arc<Store>, tasks: &Tasks) -> Self {
         let (running, config) = (Mutex::default(), Mutex::default());
+        let store = Arc::new(Keeper { store, failed: Mutex::default() });
         Scraper(Arc::new(Inner { store, tasks: tasks.clone(), running, config }))
     }
 
@@ -104,6 +111,16 @@ impl Scraper {
         lock(&self.0.config).clone()
     }
 
+    /// Why the samples of the last answer were not stored, if they were not.
+    pub fn failed(&self) -> Option<String> {
+        lock(&self.0.store.failed).clone()
+    }
+
+    /// How many targets are asked.
+    pub fn targets(&self) -> usize {
+        lock(&self.0.running).values().map(|r| lock(&r.pool).active.len()).sum()
+    }
+
     /// Every job's name and what it has found.
     pub fn pools(&self) -> Vec<(String, Arc<Mutex<Pool>>)> {
         lock(&self.0.running).iter().map(|(n, r)| (n.clone(), r.pool.clone())).collect()
@@ -112,7 +129,7 @@ impl Scraper {
 
 /// Finds the targets of one job, again and again.
 async fn follow(
-    store: Arc<Store>,
+    store: Arc<Keeper>,
     tasks: Tasks,
     mut jobs: watch::Receiver<Arc<Job>>,
     pool: Arc<Mutex<Pool>>,

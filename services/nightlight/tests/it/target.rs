@@ -55,6 +55,15 @@ async fn packed(request: Request) -> impl IntoResponse {
     ([TEXT, (header::CONTENT_ENCODING, "gzip")], e.finish().expect("memory"))
 }
 
+/// A list that names its own server.
+async fn list(request: Request) -> impl IntoResponse {
+    let host = request.headers().get(header::HOST).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let json = format!(
+        "[{{\"targets\": [\"{host}\"], \"labels\": {{\"__metrics_path__\": \"/packed\", \"l\": \"v\"}}}}]"
+    );
+    ([(header::CONTENT_TYPE, "application/json")], json)
+}
+
 async fn slow() -> impl IntoResponse {
     sleep(Duration::from_secs(30)).await;
     ([TEXT], "slow 1\n")
@@ -64,6 +73,7 @@ async fn targets(tasks: &Tasks) -> u16 {
     let router = Router::new()
         .route("/packed", get(packed))
         .route("/slow", get(slow))
+        .route("/list", get(list))
         .route("/elsewhere", get(|| async { (StatusCode::FOUND, [(header::LOCATION, "/packed")], "") }))
         .route("/round", get(|| async { (StatusCode::FOUND, [(header::LOCATION, "/round")], "") }))
         .route("/large", get(|| async { ([TEXT], format!("# {}\nlarge 1\n", "x".repeat(5000))) }))
@@ -107,6 +117,9 @@ async fn every_target_is_told_by_its_own_words() {
         job("nothing", ""),
         job("broken", ""),
         job("error", ""),
+        format!(
+            "- {{job_name: listed, scrape_interval: 500ms, http_sd_configs: [{{url: 'http://127.0.0.1:{port}/list'}}]}}\n"
+        ),
     ];
     photon_rt::fs::write_atomic(&dir.path().join("pass"), b"p\n", 0o600).expect("write");
     let text = format!("scrape_configs:\n{}", jobs.concat());
@@ -134,6 +147,7 @@ async fn every_target_is_told_by_its_own_words() {
         ("elsewhere", "up", ""),
         ("error", "down", "server returned HTTP status 500"),
         ("large", "down", "body size limit exceeded"),
+        ("listed", "up", ""),
         ("nothing", "down", "received unsupported Content-Type"),
         ("packed", "up", ""),
         ("round", "down", "stopped after 10 redirects"),
@@ -147,6 +161,7 @@ async fn every_target_is_told_by_its_own_words() {
     let value = async |q: &str| door.query(q).await["data"]["result"][0]["value"][1].clone();
     assert_eq!(value("packed{query=\"a=b+c\"}").await, "1", "gzip was asked for");
     assert_eq!(value("count(up == 0)").await, "6");
+    assert_eq!(value("packed{job=\"listed\",l=\"v\"}").await, "1");
     assert_eq!(
         value("count({job=\"broken\",__name__=\"fine\"})").await,
         serde_json::Value::Null,
