@@ -192,7 +192,7 @@ async fn over(
     step_ms: i64,
     of: &Of,
 ) -> Result<(Value, i64, usize)> {
-    let end = wall().0 as i64 / step_ms * step_ms;
+    let end = wall().0 as i64; // not rounded: what began a moment ago shows
     let start = end - last_ms / step_ms * step_ms;
     let (from, to, step) = (seconds(start), seconds(end), seconds(step_ms));
     let params = [("query", expr), ("start", from.as_str()), ("end", to.as_str()), ("step", step.as_str())];

@@ -243,20 +243,25 @@ fn whole(s: &Arc<Shared>) -> health::Report {
 /// Asks the store every second whether it answers, for the health reports.
 fn pulse(s: &Arc<Shared>) {
     let s = s.clone();
+    tell(&s); // whoever reads the metrics first finds it there
     s.tasks.clone().spawn("pulse", async move {
         loop {
-            for service in &SERVICES {
-                let labels = [("service", service.name)];
-                let help = "Whether a service of this node is well: 1, else 0.";
-                metrics::gauge("photon_service_healthy", help, &labels)
-                    .set(u64::from(one(&s, service.name)().0));
-            }
             let read = s.store.kv().get(photon_resource::ROOT.as_bytes(), photon_kv::ReadAt::Latest);
             let answered = photon_rt::time::timeout(PULSE_TIME_MAX, "the store", read).await;
             s.store_answers.store(matches!(answered, Ok(Ok(_))), Ordering::Relaxed);
+            tell(&s);
             photon_rt::time::sleep(PULSE).await;
         }
     });
+}
+
+/// Tells of every service's health among the metrics.
+fn tell(s: &Arc<Shared>) {
+    for service in &SERVICES {
+        let help = "Whether a service of this node is well: 1, else 0.";
+        let gauge = metrics::gauge("photon_service_healthy", help, &[("service", service.name)]);
+        gauge.set(u64::from(one(s, service.name)().0));
+    }
 }
 
 /// Between two questions.
