@@ -46,7 +46,7 @@ const fn tls(role: &'static str, number: u16) -> Port {
 pub const FRONT: Port = tls("api", 8443);
 
 /// In the order of start.
-pub static SERVICES: [Service; 5] = [
+pub static SERVICES: [Service; 6] = [
     Service {
         name: "chainfire",
         about: "cluster store, an etcd v3",
@@ -75,6 +75,12 @@ pub static SERVICES: [Service; 5] = [
         about: "virtual machines",
         ports: &[tls("api", 9090)],
         needs: &["chainfire", "iam", "prismnet"],
+    },
+    Service {
+        name: "nightlight",
+        about: "metrics, a Prometheus",
+        ports: &[tls("api", 9095), tls("otlp-grpc", 4317), tls("otlp-http", 4318)],
+        needs: &["iam"],
     },
 ];
 

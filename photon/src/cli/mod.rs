@@ -13,6 +13,7 @@ mod import;
 mod join;
 mod kinds;
 mod login;
+mod metrics;
 mod nightlight;
 mod output;
 mod serve;
@@ -116,6 +117,9 @@ enum Command {
         /// Kind, as in vm or vm.networks.
         kind: String,
     },
+    /// Ask the cloud's metrics.
+    #[command(subcommand)]
+    Metrics(metrics::MetricsCommand),
     /// Run one service alone.
     #[command(subcommand)]
     Chainfire(serve::ChainfireCommand),
@@ -195,6 +199,7 @@ async fn run(command: clap::Command, matches: &clap::ArgMatches) -> Result<()> {
         Command::Apply(args) => Box::pin(apply::apply(&global, args)).await,
         Command::Audit { limit } => audit(&global, limit).await,
         Command::Explain { kind } => kinds::explain(&kind),
+        Command::Metrics(c) => Box::pin(metrics::metrics(&global, c)).await,
         Command::Chainfire(c) => serve::chainfire(&global, c).await,
         Command::Nightlight(c) => nightlight::nightlight(&global, c).await,
         Command::Completion { shell } => {

@@ -30,6 +30,7 @@ pub async fn start(
     content: Arc<ContentRoute>,
     joining: Router,
 ) -> Result<Summary> {
+    let metrics = s.metrics.clone().routes();
     renew(s, s.certificate.clone());
     pulse(s);
     let tls = server_config(s.certificate.clone(), s.identity.authority.cert_pem())?;
@@ -41,7 +42,7 @@ pub async fn start(
         router.merge(guarded_metrics(s.gate.clone())).route("/version", axum::routing::get(version))
     };
     let iam = s.login.clone().routes().merge(iam::audit::routes(s.store.clone(), s.gate.clone()));
-    let front = api.clone().router().merge(iam.clone()).merge(joining);
+    let front = api.clone().router().merge(iam.clone()).merge(joining).nest("/prometheus", metrics.clone());
     let front = common(front.merge(health::routes(whole(s))));
     let mut ports: Vec<(&'static str, u16, Router)> = vec![("front", FRONT.number, front)];
     for service in &SERVICES {
@@ -54,6 +55,7 @@ pub async fn start(
                 "iam" => common(
                     api.clone().only("iam").router().merge(iam.clone()).merge(health::routes(one(s, "iam"))),
                 ),
+                "nightlight" => common(metrics.clone().merge(health::routes(one(s, "nightlight")))),
                 name => common(api.clone().only(name).router().merge(health::routes(one(s, name)))),
             };
             ports.push((service.name, port.number, router));
@@ -182,6 +184,13 @@ fn own(s: &Arc<Shared>, service: &str) -> (bool, Map<String, serde_json::Value>)
             m.insert("vms_running".into(), count("vm", &|o| o.status["phase"] == "running").into());
             view.revision() > 0
         }
+        "nightlight" => {
+            let (failed, targets) = s.metrics.health();
+            m.insert("targets".into(), targets.into());
+            let well = failed.is_none();
+            m.extend(failed.map(|e| ("error".into(), e.into())));
+            well
+        }
         "prismnet" => {
             m.insert("networks".into(), count("network", &|_| true).into());
             view.revision() > 0
@@ -234,14 +243,25 @@ fn whole(s: &Arc<Shared>) -> health::Report {
 /// Asks the store every second whether it answers, for the health reports.
 fn pulse(s: &Arc<Shared>) {
     let s = s.clone();
+    tell(&s); // whoever reads the metrics first finds it there
     s.tasks.clone().spawn("pulse", async move {
         loop {
             let read = s.store.kv().get(photon_resource::ROOT.as_bytes(), photon_kv::ReadAt::Latest);
             let answered = photon_rt::time::timeout(PULSE_TIME_MAX, "the store", read).await;
             s.store_answers.store(matches!(answered, Ok(Ok(_))), Ordering::Relaxed);
+            tell(&s);
             photon_rt::time::sleep(PULSE).await;
         }
     });
+}
+
+/// Tells of every service's health among the metrics.
+fn tell(s: &Arc<Shared>) {
+    for service in &SERVICES {
+        let help = "Whether a service of this node is well: 1, else 0.";
+        let gauge = metrics::gauge("photon_service_healthy", help, &[("service", service.name)]);
+        gauge.set(u64::from(one(s, service.name)().0));
+    }
 }
 
 /// Between two questions.

@@ -9,6 +9,7 @@ mod history;
 mod identity;
 mod listeners;
 mod lock;
+mod metrics;
 pub mod report;
 
 pub use cluster::facts;
@@ -20,6 +21,7 @@ use coordinator::Coordinator;
 use forward::Forward;
 use iam::{Iam, login::Login};
 use identity::Identity;
+use metrics::Metrics;
 use photon_auth::{Gate, LiveCertificate};
 use photon_base::Result;
 use photon_gossip::Gossip;
@@ -56,6 +58,7 @@ pub(crate) struct Shared {
     pub view: View,
     pub gate: Gate,
     pub login: Arc<Login>,
+    pub metrics: Arc<Metrics>,
     pub tasks: Tasks,
     /// Whether the store answered its last question.
     pub store_answers: AtomicBool,
@@ -162,6 +165,11 @@ impl Node {
         let content = Arc::new(ContentRoute { images, store: store.clone(), poke });
         step.done();
 
+        let step = reporter.step("nightlight");
+        let metrics =
+            Metrics::open(&paths.service("nightlight"), gate.clone(), view.clone(), &self.tasks).await?;
+        step.done();
+
         let tasks = self.tasks.clone();
         let store_answers = AtomicBool::new(true); // it has just answered
         let shared = Arc::new(Shared {
@@ -174,6 +182,7 @@ impl Node {
             view,
             gate,
             login,
+            metrics,
             tasks,
             store_answers,
         });
@@ -185,6 +194,7 @@ impl Node {
             Coordinator::Foreign { .. } => (None, coordinator::nobody_joins()),
         };
         let mut summary = listeners::start(&shared, chainfire, console, content, joining).await?;
+        shared.metrics.scrape(&shared, chainfire.is_some())?;
         summary.notes = missing;
         cluster::serves(&shared.config, &self.gossip)?;
         step.done();

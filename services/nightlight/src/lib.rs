@@ -4,17 +4,20 @@
 //! - [`promql`]: the language of Prometheus 3, text to tree and back, with Prometheus' words for what is wrong.
 //! - [`engine`]: a tree and a [`engine::Storage`] in, a value with remarks out. Pure.
 //! - [`store`]: samples on disk: log, head, blocks. Its only way to the disk is `photon_rt::disk`.
-//! - [`wire`]: Prometheus' HTTP API and remote write, over the store.
+//! - [`expose`]: what processes tell of themselves, read and written. Pure.
+//! - [`scrape`]: which targets there are, asking them, what follows from the answers.
+//! - [`wire`]: Prometheus' HTTP API, remote write and OTLP, over the store and the scraper.
 //!
-//! The whole, of which this is the foundation (docs/decisions/0008-nightlight.md): exposition formats and OTLP join
-//! `wire`; `scrape` finds and asks targets; `rules` evaluates groups and `alerts` tells people. They meet the rooms
-//! above only as `engine::run` over a `store::Store`, and `Store::append`.
+//! `rules` and `alerts` will join them (docs/decisions/0008-nightlight.md). The rooms meet only as `engine::run` over a
+//! `store::Store`, and `Store::append`.
 //!
 //! Invariants: nothing acknowledged is lost; every value comes back bit for bit; a query reads and holds no more than
 //! its limits; no text and no bytes from outside make any of this panic.
 
 pub mod engine;
+pub mod expose;
 pub mod labels;
 pub mod promql;
+pub mod scrape;
 pub mod store;
 pub mod wire;

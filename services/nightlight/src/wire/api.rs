@@ -24,14 +24,14 @@ use std::{collections::BTreeSet, fmt::Write, sync::Arc};
 /// Longest time for a query, milliseconds.
 const TIME_MAX_MS: i64 = 120_000;
 
-type Reply = Result<Response, Refusal>;
+pub(super) type Reply = Result<Response, Refusal>;
 
 fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// `{"status":"success","data":…}` with remarks.
-fn success(data: &str, notes: &Notes) -> Response {
+pub(super) fn success(data: &str, notes: &Notes) -> Response {
     let mut body = format!("{{\"status\":\"success\",\"data\":{data}");
     for (name, all) in [("warnings", &notes.warnings), ("infos", &notes.infos)] {
         if !all.is_empty() {
@@ -42,7 +42,7 @@ fn success(data: &str, notes: &Notes) -> Response {
     json(body)
 }
 
-fn refusal(e: engine::Error) -> Refusal {
+pub(super) fn refusal(e: engine::Error) -> Refusal {
     let (status, kind) = match &e {
         engine::Error::Execution(_) | engine::Error::Limit(_) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "execution")
@@ -174,7 +174,7 @@ fn result(v: &Value, limit: usize) -> String {
     out
 }
 
-fn object(labels: &Labels) -> serde_json::Value {
+pub(super) fn object(labels: &Labels) -> serde_json::Value {
     serde_json::Value::Object(labels.iter().map(|(n, v)| (n.to_string(), v.to_string().into())).collect())
 }
 
@@ -278,9 +278,10 @@ pub(super) async fn format_query(request: Request) -> Reply {
     Ok(success(&serde_json::json!(expr.to_string()).to_string(), &Notes::default()))
 }
 
-/// What metrics are for: nobody has told yet (that comes with scraping).
-pub(super) async fn metadata() -> Response {
-    success("{}", &Notes::default())
+pub(super) async fn parse_query(request: Request) -> Reply {
+    let p = Params::of(request).await?;
+    let (_, expr) = parsed(&p)?;
+    Ok(success(&super::tree::tree(&expr).to_string(), &Notes::default()))
 }
 
 pub(super) async fn buildinfo() -> Response {

@@ -1,13 +1,23 @@
-//! The door: Prometheus' HTTP API v1 (`api`), remote write (`write`), and upkeep of the store behind it.
+//! The door: Prometheus' HTTP API v1 (`api`, `targets`, `status`), federation, remote write (`write`), OTLP (`otlp`), and upkeep of the
+//! store behind it.
 //!
 //! Invariants: every body, answer and query is bounded; work on the store and in the engine happens off the runtime's
 //! threads; a query whose caller's time is up is ended, not forgotten.
 
 mod api;
+mod federate;
+mod otlp;
+mod pack;
 mod params;
+mod status;
+mod targets;
+mod tree;
 mod write;
 
-use crate::store::{Options, Store, StoreError};
+use crate::{
+    scrape::{Scraper, config as scraping},
+    store::{Options, Store, StoreError},
+};
 use axum::{
     Router,
     extract::Request,
@@ -22,7 +32,10 @@ use photon_rt::{
     task::{Tasks, blocking},
     time::{Duration, sleep, wall},
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
 
 /// How often the store is looked after.
 const UPKEEP: Duration = Duration::from_secs(30);
@@ -36,6 +49,25 @@ pub struct Config {
     pub store: Options,
 }
 
+/// How a process was started, for those who ask.
+pub struct About {
+    /// Names and values.
+    pub flags: Vec<(String, String)>,
+    /// What is scraped, as a file in Prometheus' form.
+    pub file: Option<PathBuf>,
+    /// When, milliseconds; and when the file was read last, and whether it could be.
+    pub(crate) started_ms: u64,
+    pub(crate) reload: Mutex<(u64, bool)>,
+}
+
+impl About {
+    /// Started now, with these flags and this file.
+    pub fn new(flags: Vec<(String, String)>, file: Option<PathBuf>) -> Self {
+        let now = wall().0;
+        About { flags, file, started_ms: now, reload: Mutex::new((now, true)) }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Config { retention: Duration::from_secs(15 * 86_400), store: Options::default() }
@@ -47,6 +79,8 @@ impl Default for Config {
 pub struct NightLight {
     store: Arc<Store>,
     config: Config,
+    scraper: Scraper,
+    about: Arc<About>,
 }
 
 fn failed(e: &StoreError) -> Error {
@@ -58,12 +92,20 @@ fn failed(e: &StoreError) -> Error {
 }
 
 impl NightLight {
-    /// Opens the store in `dir` and looks after it until `tasks` end.
+    /// Opens the store in `dir` and looks after it until `tasks` end. Nothing is scraped yet.
     pub async fn open(dir: &Path, config: Config, tasks: &Tasks) -> Result<Self> {
+        Self::open_as(dir, config, About::new(Vec::new(), None), tasks).await
+    }
+
+    /// [`NightLight::open`] by a process that was started so.
+    pub async fn open_as(dir: &Path, config: Config, about: About, tasks: &Tasks) -> Result<Self> {
         let disk = RealDisk::open(dir)?;
         let store =
             blocking(move || Store::open(Arc::new(disk), config.store)).await.map_err(|e| failed(&e))?;
-        let this = NightLight { store: Arc::new(store), config };
+        let store = Arc::new(store);
+        let scraper = Scraper::new(store.clone(), tasks);
+        let about = Arc::new(about);
+        let this = NightLight { store, config, scraper, about };
         let upkeep = this.clone();
         tasks.spawn("upkeep", async move {
             loop {
@@ -72,6 +114,23 @@ impl NightLight {
             }
         });
         Ok(this)
+    }
+
+    /// Who asks targets.
+    pub fn scraper(&self) -> &Scraper {
+        &self.scraper
+    }
+
+    /// Reads the configuration file again; one that is wrong changes nothing.
+    pub async fn reload(&self) -> Result<()> {
+        let Some(file) = self.about.file.clone() else {
+            return Err(Error::new(Code::Denied, "there is no configuration file to be read again"));
+        };
+        let read = blocking(move || scraping::Config::load(&file)).await;
+        *crate::scrape::lock(&self.about.reload) = (wall().0, read.is_ok());
+        let config = read.map_err(|e| Error::invalid("config.file", "cannot be used").why(e))?;
+        self.scraper.apply(config);
+        Ok(())
     }
 
     /// Cuts when the log is long, and forgets what is too old.
@@ -98,15 +157,26 @@ impl NightLight {
             .route("/api/v1/labels", get(api::labels).post(api::labels))
             .route("/api/v1/label/{name}/values", get(api::label_values))
             .route("/api/v1/format_query", get(api::format_query).post(api::format_query))
-            .route("/api/v1/metadata", get(api::metadata))
+            .route("/api/v1/parse_query", get(api::parse_query).post(api::parse_query))
+            .route("/api/v1/metadata", get(targets::metadata))
+            .route("/api/v1/targets", get(targets::targets))
+            .route("/api/v1/targets/metadata", get(targets::target_metadata))
+            .route("/api/v1/scrape_pools", get(targets::scrape_pools))
+            .route("/api/v1/status/config", get(status::config))
+            .route("/api/v1/status/flags", get(status::flags))
+            .route("/api/v1/status/runtimeinfo", get(status::runtimeinfo))
             .route("/api/v1/status/buildinfo", get(api::buildinfo))
             .route("/api/v1/status/tsdb", get(api::tsdb))
             .route("/api/v1/write", post(write::write))
+            .route("/api/v1/otlp/v1/metrics", post(otlp::http))
+            .merge(otlp::routes())
+            .route("/federate", get(federate::federate))
+            .route("/-/reload", post(status::reload).put(status::reload))
             .route("/-/healthy", get(|| async { "NightLight is Healthy.\n" }))
             .route("/-/ready", get(|| async { "NightLight is Ready.\n" }))
             .layer(from_fn(one_tenant))
+            .layer(from_fn(pack::answers))
             .with_state(self.clone())
-            .merge(photon_serve::metrics::routes())
     }
 }
 

@@ -10,15 +10,28 @@ use photon_rt::{
 use photon_serve::listen::Listener;
 use std::{path::Path, process::Stdio};
 
-struct Door {
-    tasks: Tasks,
-    port: u16,
+/// A NightLight with its door, in this process.
+pub struct Door {
+    pub tasks: Tasks,
+    pub port: u16,
+    pub night: NightLight,
+}
+
+/// One request by GET to this machine.
+pub async fn get(port: u16, path: &str) -> (u16, String) {
+    let path = path.to_string();
+    photon_rt::task::blocking(move || request(port, "GET", &path, "", "").unwrap_or_default()).await
 }
 
 impl Door {
-    async fn open(dir: &Path) -> Self {
+    pub async fn open(dir: &Path) -> Self {
+        Self::open_with(dir, None).await
+    }
+
+    pub async fn open_with(dir: &Path, file: Option<std::path::PathBuf>) -> Self {
         let tasks = Tasks::new();
-        let night = NightLight::open(dir, Config::default(), &tasks).await.expect("open");
+        let about = nightlight::wire::About::new(Vec::new(), file);
+        let night = NightLight::open_as(dir, Config::default(), about, &tasks).await.expect("open");
         let socket = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("port");
         let port = socket.local_addr().expect("bound").port();
         let listener = Listener {
@@ -31,15 +44,15 @@ impl Door {
             lenient_authority: false,
         };
         listener.start(&tasks);
-        Door { tasks, port }
+        Door { tasks, port, night }
     }
 
-    async fn get(&self, path: &str) -> (u16, String) {
+    pub async fn get(&self, path: &str) -> (u16, String) {
         let (port, path) = (self.port, path.to_string());
         photon_rt::task::blocking(move || request(port, "GET", &path, "", "").expect("an answer")).await
     }
 
-    async fn query(&self, text: &str) -> serde_json::Value {
+    pub async fn query(&self, text: &str) -> serde_json::Value {
         let (status, body) = self.get(&format!("/api/v1/query?query={}", escape(text))).await;
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).expect("json")

@@ -1,10 +1,13 @@
 //! Integration tests of NightLight: the engine against a slow evaluator written from the documentation, and against a
 //! real Prometheus fed with the same samples; the engine over the
-//! store; the door with foreign clients.
+//! store; the door with foreign clients; scraping beside a real Prometheus.
 
 mod door;
 mod hostile;
+mod otlp;
 mod prometheus;
 mod random;
 mod reference;
+mod scrape;
 mod store;
+mod target;

@@ -28,6 +28,12 @@ struct Prometheus {
     port: u16,
 }
 
+/// A port that nobody has at the moment.
+pub async fn free_port() -> u16 {
+    let free = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("a port");
+    free.local_addr().expect("bound").port()
+}
+
 /// Samples as OpenMetrics text, which promtool makes blocks of.
 fn open_metrics(data: &Memory) -> String {
     let mut out = String::new();
