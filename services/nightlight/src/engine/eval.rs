@@ -1,13 +1,14 @@
 //! The walk over the tree.
 
 use super::{
-    Cancel, Column, Error, Grid, Notes, Query, Samples, Series, Stats, Storage, Value, call, fail, is_stale,
+    Cancel, Column, Error, Grid, Notes, Point, Query, Samples, Series, Stats, Storage, Value, call, fail,
+    is_stale,
 };
 use crate::{
     labels::{Labels, MatchOp, NAME},
     promql::{Expr, Span, Type, ast::*, duration, position},
 };
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 /// Receives one series after the other.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(Series) -> Result<(), Error>;
@@ -98,12 +99,12 @@ impl<'a> Eval<'a> {
             Type::Scalar => {
                 let v = self.scalar(e, g)?;
                 let t = (0..g.n).map(|i| g.at(i)).collect();
-                Ok(Value::Matrix(vec![(Labels::default(), Samples { t, v })]))
+                Ok(Value::Matrix(vec![(Labels::default(), Samples::numbers(t, v))]))
             }
             Type::Matrix => {
                 let mut out = Vec::new();
                 self.windows(e, g, &mut |labels, s, _| {
-                    self.hold(s.t.len())?;
+                    self.hold(s.weight())?;
                     out.push((labels.clone(), s.clone()));
                     Ok(())
                 })?;
@@ -113,9 +114,9 @@ impl<'a> Eval<'a> {
             Type::Vector if instant => {
                 let mut out = Vec::new();
                 self.vector(e, g, &mut |s| {
-                    if let Some(v) = s.col.get(0) {
-                        self.hold(1)?;
-                        out.push((s.labels, g.start, v));
+                    if let Some(p) = s.col.point(0) {
+                        self.hold(s.col.weight())?;
+                        out.push((s.labels, g.start, p));
                     }
                     Ok(())
                 })?;
@@ -129,12 +130,11 @@ impl<'a> Eval<'a> {
                 self.vector(e, g, &mut |s| {
                     let mut points = Samples::default();
                     for i in 0..g.n {
-                        if let Some(v) = s.col.get(i) {
-                            points.t.push(g.at(i));
-                            points.v.push(v);
+                        if let Some(p) = s.col.point(i) {
+                            points.push(g.at(i), p);
                         }
                     }
-                    self.hold(points.t.len())?;
+                    self.hold(points.weight())?;
                     if !points.t.is_empty() {
                         out.push((s.labels, points));
                     }
@@ -200,7 +200,9 @@ impl<'a> Eval<'a> {
     pub fn vector(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
         if g.n > 1 && invariant(e) {
             return self.node(e, Grid { n: 1, ..g }, &mut |s| {
-                let col = Column { v: vec![s.col.v[0]; g.n], on: vec![s.col.on[0]; g.n] };
+                let repeat = |h: &Option<_>| vec![h.clone(); g.n];
+                let h = s.col.h.first().map(repeat).unwrap_or_default();
+                let col = Column { v: vec![s.col.v[0]; g.n], on: vec![s.col.on[0]; g.n], h };
                 sink(Series { labels: s.labels, col })
             });
         }
@@ -214,8 +216,9 @@ impl<'a> Eval<'a> {
             Kind::Unary { negative: false, expr } => self.vector(expr, g, sink),
             Kind::Unary { negative: true, expr } => self.nameless(expr, g, sink, &|col| {
                 col.v.iter_mut().for_each(|v| *v = -*v);
+                col.h.iter_mut().flatten().for_each(|h| Arc::make_mut(h).mul(-1.0));
             }),
-            Kind::Binary(b) => super::binary::eval(self, b, g, sink),
+            Kind::Binary(b) => super::binary::eval(self, e.span, b, g, sink),
             Kind::Aggregate(a) => super::aggregate::eval(self, e.span, a, g, sink),
             Kind::Call { function, args } => call::eval(self, e, function.name, args, g, sink),
             _ => fail("expected an instant vector"),
@@ -231,6 +234,15 @@ impl<'a> Eval<'a> {
             distinct.pass(s, &mut *sink)
         })?;
         distinct.end(sink)
+    }
+
+    /// Each column of `e` changed by `f`, which sees numbers only; the metric's name and histograms dropped.
+    pub fn numbers(&self, e: &Expr, g: Grid, sink: Sink<'_>, f: &dyn Fn(&mut Column)) -> Result<(), Error> {
+        let mut some = |s: Series| if s.col.any() { sink(s) } else { Ok(()) };
+        self.nameless(e, g, &mut some, &|col| {
+            col.drop_histograms();
+            f(col);
+        })
     }
 
     /// Makes series of equal labels one. `needed`: there may be such.
@@ -287,8 +299,13 @@ impl<'a> Eval<'a> {
                     next += 1;
                 }
                 let Some(last) = next.checked_sub(1) else { continue };
-                if samples.t[last] > t.saturating_sub(lookback) && !is_stale(samples.v[last]) {
-                    col.set(i, if stamps { samples.t[last] as f64 / 1000.0 } else { samples.v[last] });
+                if samples.t[last] <= t.saturating_sub(lookback) || is_stale(samples.v[last]) {
+                    continue;
+                }
+                match samples.histogram(last) {
+                    _ if stamps => col.set(i, samples.t[last] as f64 / 1000.0),
+                    Some(h) => col.put(i, Point::Histogram(h.clone())),
+                    None => col.set(i, samples.v[last]),
                 }
             }
             if col.any() { sink(Series { labels: labels.clone(), col }) } else { Ok(()) }
@@ -315,9 +332,8 @@ impl<'a> Eval<'a> {
                         return each(labels, samples, windows);
                     }
                     let mut clean = Samples::default();
-                    for (t, v) in samples.t.iter().zip(&samples.v).filter(|(_, v)| !is_stale(**v)) {
-                        clean.t.push(*t);
-                        clean.v.push(*v);
+                    for i in (0..samples.len()).filter(|i| !is_stale(samples.v[*i])) {
+                        clean.push(samples.t[i], samples.point(i));
                     }
                     if clean.t.is_empty() { Ok(()) } else { each(labels, &clean, windows) }
                 })
@@ -344,9 +360,8 @@ impl<'a> Eval<'a> {
                     self.cancel.check()?;
                     let mut samples = Samples::default();
                     for i in 0..inner.n {
-                        if let Some(v) = series.col.get(i) {
-                            samples.t.push(inner.at(i));
-                            samples.v.push(v);
+                        if let Some(p) = series.col.point(i) {
+                            samples.push(inner.at(i), p);
                         }
                     }
                     if samples.t.is_empty() { Ok(()) } else { each(&series.labels, &samples, windows) }
@@ -434,16 +449,16 @@ impl Distinct<'_, '_> {
         if let Some(at) = held.get(&s.labels) {
             let col = &mut self.order[*at].col;
             for i in 0..col.v.len() {
-                if let Some(v) = s.col.get(i) {
+                if let Some(p) = s.col.point(i) {
                     if col.on[i] || self.strict {
                         return fail("vector cannot contain metrics with the same labelset");
                     }
-                    col.set(i, v);
+                    col.put(i, p);
                 }
             }
             return Ok(());
         }
-        self.eval.hold(s.col.v.len())?;
+        self.eval.hold(s.col.weight())?;
         held.insert(s.labels.clone(), self.order.len());
         self.order.push(s);
         Ok(())

@@ -5,7 +5,9 @@
 //! instead of starting anew at each step (`window`). What does not depend on the step is computed once.
 //!
 //! Rooms: `eval` walks the tree, `window` has functions over ranges, `call` functions over instants, `binary`
-//! operators between series, `aggregate` groups, `buckets` classic histograms, `date` the calendar.
+//! operators between series, `aggregate` groups, `native` all of these where native histograms are among the samples,
+//! `buckets` classic histograms, `ends` ranges that are `anchored` or `smoothed`, `info` joins with info metrics,
+//! `date` the calendar.
 //!
 //! Invariants: ranges are open at the left and closed at the right (Prometheus 3); a query loads at most
 //! [`Limits::samples`] samples, holds at most [`Limits::points`], and looks at its [`Cancel`] between series.
@@ -18,11 +20,13 @@ mod call;
 mod date;
 mod eval;
 mod memory;
+mod native;
 mod window;
 
 pub use memory::Memory;
 
 use crate::{
+    histogram::Histogram,
     labels::{Labels, Matcher},
     promql::{Expr, Type},
 };
@@ -49,8 +53,85 @@ pub fn is_stale(v: f64) -> bool {
 pub struct Samples {
     /// Milliseconds since 1970.
     pub t: Vec<i64>,
-    /// Values, as many as instants.
+    /// Values, as many as instants; of a histogram its sum, so that stale markers of both kinds look alike.
     pub v: Vec<f64>,
+    /// Histograms, as many as instants; empty where all samples are numbers.
+    pub h: Vec<Option<Arc<Histogram>>>,
+}
+
+impl Samples {
+    /// Numbers only.
+    pub fn numbers(t: Vec<i64>, v: Vec<f64>) -> Self {
+        Samples { t, v, h: Vec::new() }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.t.len()
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.t.is_empty()
+    }
+
+    /// The histogram at `i`, if it is one.
+    pub fn histogram(&self, i: usize) -> Option<&Arc<Histogram>> {
+        self.h.get(i).and_then(Option::as_ref)
+    }
+
+    /// What is at `i`.
+    pub fn point(&self, i: usize) -> Point {
+        match self.histogram(i) {
+            Some(h) => Point::Histogram(h.clone()),
+            None => Point::Number(self.v[i]),
+        }
+    }
+
+    /// Adds a sample after the others.
+    pub fn push(&mut self, t: i64, p: Point) {
+        match p {
+            Point::Number(v) => {
+                self.v.push(v);
+                if !self.h.is_empty() {
+                    self.h.push(None);
+                }
+            }
+            Point::Histogram(h) => {
+                self.h.resize(self.t.len(), None);
+                self.v.push(h.sum);
+                self.h.push(Some(h));
+            }
+        }
+        self.t.push(t);
+    }
+
+    /// About how many points of a number they weigh.
+    pub fn weight(&self) -> usize {
+        self.t.len() + self.h.iter().flatten().map(|h| h.bytes() / POINT_BYTES).sum::<usize>()
+    }
+}
+
+/// What a number takes in a column, bytes.
+const POINT_BYTES: usize = 9;
+
+/// A sample's value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Point {
+    /// A number.
+    Number(f64),
+    /// A native histogram.
+    Histogram(Arc<Histogram>),
+}
+
+impl Point {
+    /// The number, if it is one.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Point::Number(v) => Some(*v),
+            Point::Histogram(_) => None,
+        }
+    }
 }
 
 /// Receives one series after the other.
@@ -173,28 +254,73 @@ impl Grid {
 pub(crate) struct Column {
     pub v: Vec<f64>,
     pub on: Vec<bool>,
+    /// Histograms at the steps that have one; empty where there is none at all.
+    pub h: Vec<Option<Arc<Histogram>>>,
 }
 
 impl Column {
     pub fn empty(n: usize) -> Self {
-        Column { v: vec![0.0; n], on: vec![false; n] }
+        Column { v: vec![0.0; n], on: vec![false; n], h: Vec::new() }
     }
 
     pub fn full(v: Vec<f64>) -> Self {
-        Column { on: vec![true; v.len()], v }
+        Column { on: vec![true; v.len()], v, h: Vec::new() }
     }
 
+    /// The number at a step.
     pub fn get(&self, i: usize) -> Option<f64> {
-        if self.on[i] { Some(self.v[i]) } else { None }
+        if self.on[i] && self.h.get(i).is_none_or(Option::is_none) { Some(self.v[i]) } else { None }
+    }
+
+    /// The histogram at a step.
+    pub fn histogram(&self, i: usize) -> Option<&Arc<Histogram>> {
+        if self.on[i] { self.h.get(i).and_then(Option::as_ref) } else { None }
+    }
+
+    /// Whatever is at a step.
+    pub fn point(&self, i: usize) -> Option<Point> {
+        match self.histogram(i) {
+            Some(h) => Some(Point::Histogram(h.clone())),
+            None => self.get(i).map(Point::Number),
+        }
     }
 
     pub fn set(&mut self, i: usize, v: f64) {
         self.v[i] = v;
         self.on[i] = true;
+        if !self.h.is_empty() {
+            self.h[i] = None;
+        }
+    }
+
+    pub fn put(&mut self, i: usize, p: Point) {
+        match p {
+            Point::Number(v) => self.set(i, v),
+            Point::Histogram(h) => {
+                self.h.resize(self.v.len(), None);
+                (self.on[i], self.h[i]) = (true, Some(h));
+            }
+        }
+    }
+
+    pub fn unset(&mut self, i: usize) {
+        self.on[i] = false;
+    }
+
+    /// Leaves numbers only.
+    pub fn drop_histograms(&mut self) {
+        for (on, h) in self.on.iter_mut().zip(std::mem::take(&mut self.h)) {
+            *on &= h.is_none();
+        }
     }
 
     pub fn any(&self) -> bool {
         self.on.iter().any(|on| *on)
+    }
+
+    /// About how many points of a number it weighs.
+    pub fn weight(&self) -> usize {
+        self.v.len() + self.h.iter().flatten().map(|h| h.bytes() / POINT_BYTES).sum::<usize>()
     }
 }
 
@@ -213,7 +339,7 @@ pub enum Value {
     /// A string at one instant.
     String(i64, String),
     /// At one instant: a sample a series.
-    Vector(Vec<(Labels, i64, f64)>),
+    Vector(Vec<(Labels, i64, Point)>),
     /// Samples of each series.
     Matrix(Vec<(Labels, Samples)>),
 }

@@ -57,7 +57,7 @@ impl Chunk {
         let damaged = |_| StoreError::Damaged { file: "memory".into(), what: "a column of the head".into() };
         let t = codec::times(&mut input, self.n).map_err(damaged)?;
         let v = codec::values(&mut input, self.n).map_err(damaged)?;
-        Ok(Samples { t, v })
+        Ok(Samples::numbers(t, v))
     }
 }
 
@@ -139,7 +139,7 @@ impl Series {
         View {
             sealed: self.sealed.iter().filter(touching).cloned().collect(),
             open,
-            late: Samples { t: late.iter().map(|x| x.0).collect(), v: late.iter().map(|x| x.1).collect() },
+            late: Samples::numbers(late.iter().map(|x| x.0).collect(), late.iter().map(|x| x.1).collect()),
         }
     }
 

@@ -5,7 +5,8 @@ use super::{
     params::{Params, Refusal, percent},
 };
 use crate::{
-    engine::{self, Answer, Cancel, Notes, Query, Value, run},
+    engine::{self, Answer, Cancel, Notes, Point, Query, Samples, Value, run},
+    histogram::Histogram,
     labels::{Labels, Matcher, quote},
     promql::{Expr, parse, parse_selector},
     store::Store,
@@ -147,8 +148,16 @@ fn result(v: &Value, limit: usize) -> String {
             for (i, (labels, t, v)) in all.iter().take(limit).enumerate() {
                 out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
                 out.push_str(&object(labels).to_string());
-                out.push_str(",\"value\":");
-                point(&mut out, *t, *v);
+                match v {
+                    Point::Number(v) => {
+                        out.push_str(",\"value\":");
+                        point(&mut out, *t, *v);
+                    }
+                    Point::Histogram(h) => {
+                        out.push_str(",\"histogram\":");
+                        histogram(&mut out, *t, h);
+                    }
+                }
                 out.push('}');
             }
             out.push(']');
@@ -158,20 +167,37 @@ fn result(v: &Value, limit: usize) -> String {
             for (i, (labels, s)) in all.iter().take(limit).enumerate() {
                 out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
                 out.push_str(&object(labels).to_string());
-                out.push_str(",\"values\":[");
-                for (k, (t, v)) in s.t.iter().zip(&s.v).enumerate() {
-                    if k > 0 {
-                        out.push(',');
-                    }
-                    point(&mut out, *t, *v);
-                }
-                out.push_str("]}");
+                samples(&mut out, s);
+                out.push('}');
             }
             out.push(']');
         }
     }
     out.push('}');
     out
+}
+
+/// `,"values":[…],"histograms":[…]`, each where there are any.
+fn samples(out: &mut String, s: &Samples) {
+    for native in [false, true] {
+        let mut first = true;
+        for i in (0..s.len()).filter(|i| s.histogram(*i).is_some() == native) {
+            let name = if native { ",\"histograms\":[" } else { ",\"values\":[" };
+            out.push_str(if first { name } else { "," });
+            first = false;
+            match s.histogram(i) {
+                Some(h) => histogram(out, s.t[i], h),
+                None => point(out, s.t[i], s.v[i]),
+            }
+        }
+        if !first {
+            out.push(']');
+        }
+    }
+}
+
+fn histogram(out: &mut String, t: i64, h: &Histogram) {
+    let _ = write!(out, "[{},{}]", seconds(t), h.json(&number)); // a String takes all
 }
 
 fn object(labels: &Labels) -> serde_json::Value {
