@@ -3,7 +3,7 @@
 use super::{
     Column, Error, Grid, Series, buckets, date,
     eval::{Eval, Sink, absent_labels},
-    fail, native, window,
+    fail, info, native, window,
 };
 use crate::{
     labels::{Labels, anchored, quote},
@@ -87,9 +87,7 @@ pub(super) fn eval(
         "histogram_avg" | "histogram_count" | "histogram_stddev" | "histogram_stdvar" | "histogram_sum" => {
             native::of_each(ev, name, &args[0], g, sink)
         }
-        "info" => {
-            fail("function info() is not supported by this version: join with the info metric by group_left")
-        }
+        "info" => info::eval(ev, args, g, sink),
         _ => match element(name) {
             Some(f) => ev.numbers(&args[0], g, sink, &|col| {
                 col.v.iter_mut().for_each(|v| *v = f(*v));

@@ -103,9 +103,17 @@ impl<'a> Eval<'a> {
             }
             Type::Matrix => {
                 let mut out = Vec::new();
-                self.windows(e, g, &mut |labels, s, _| {
+                let ends = ends_of(e);
+                self.windows(e, g, &mut |labels, s, w| {
                     self.hold(s.weight())?;
-                    out.push((labels.clone(), s.clone()));
+                    let end = w.ends.at(0);
+                    let s = match ends {
+                        Ends::Plain => s.clone(),
+                        ends => super::ends::shown(s, end - w.range, end, ends == Ends::Smoothed),
+                    };
+                    if !s.is_empty() {
+                        out.push((labels.clone(), s));
+                    }
                     Ok(())
                 })?;
                 out.sort_by(|a, b| a.0.cmp(&b.0));
@@ -286,12 +294,25 @@ impl<'a> Eval<'a> {
     /// The newest sample of each series at each step, not older than the lookback; `stamps`: its instant instead of
     /// its value, in seconds.
     pub fn selector(&self, s: &Selector, g: Grid, stamps: bool, sink: Sink<'_>) -> Result<(), Error> {
-        refuse_ends(s.ends)?;
         let (at, lookback) = (self.shifted(&s.when, g)?, self.query.lookback_ms);
         let from = at.start.saturating_sub(lookback).saturating_add(1);
-        self.storage.select(&s.matchers, from, at.last(), &mut |labels, samples| {
+        if s.ends == Ends::Anchored {
+            return fail("anchored modifier can only be used with ranges");
+        }
+        let smoothed = s.ends == Ends::Smoothed && !stamps;
+        let to = at.last().saturating_add(if smoothed { lookback } else { 0 });
+        self.storage.select(&s.matchers, from, to, &mut |labels, samples| {
             self.loaded(samples.t.len())?;
             let mut col = Column::empty(g.n);
+            if smoothed {
+                let samples = fresh(samples);
+                for i in 0..g.n {
+                    if let Some(p) = super::ends::instant(&samples, at.at(i), lookback) {
+                        col.put(i, p);
+                    }
+                }
+                return if col.any() { sink(Series { labels: labels.clone(), col }) } else { Ok(()) };
+            }
             let mut next = 0;
             for i in 0..g.n {
                 let t = at.at(i);
@@ -321,20 +342,20 @@ impl<'a> Eval<'a> {
     ) -> Result<(), Error> {
         match &e.bare().kind {
             Kind::Range { selector, range } => {
-                refuse_ends(selector.ends)?;
                 let range = self.positive(range)?;
                 let ends = self.shifted(&selector.when, g)?;
                 let windows = Windows { ends, range, steps: g };
-                let from = ends.start.saturating_sub(range).saturating_add(1);
-                self.storage.select(&selector.matchers, from, ends.last(), &mut |labels, samples| {
+                let lookback = self.query.lookback_ms;
+                let before = if selector.ends == Ends::Plain { 0 } else { lookback };
+                let after = if selector.ends == Ends::Smoothed { lookback } else { 0 };
+                let from = ends.start.saturating_sub(range).saturating_sub(before).saturating_add(1);
+                let to = ends.last().saturating_add(after);
+                self.storage.select(&selector.matchers, from, to, &mut |labels, samples| {
                     self.loaded(samples.t.len())?;
                     if !samples.v.iter().any(|v| is_stale(*v)) {
                         return each(labels, samples, windows);
                     }
-                    let mut clean = Samples::default();
-                    for i in (0..samples.len()).filter(|i| !is_stale(samples.v[*i])) {
-                        clean.push(samples.t[i], samples.point(i));
-                    }
+                    let clean = fresh(samples);
                     if clean.t.is_empty() { Ok(()) } else { each(labels, &clean, windows) }
                 })
             }
@@ -372,11 +393,20 @@ impl<'a> Eval<'a> {
     }
 }
 
-fn refuse_ends(ends: Ends) -> Result<(), Error> {
-    match ends {
-        Ends::Plain => Ok(()),
-        Ends::Anchored => fail("anchored modifier is not supported by this version"),
-        Ends::Smoothed => fail("smoothed modifier is not supported by this version"),
+/// Without stale markers.
+fn fresh(samples: &Samples) -> Samples {
+    let mut clean = Samples::default();
+    for i in (0..samples.len()).filter(|i| !is_stale(samples.v[*i])) {
+        clean.push(samples.t[i], samples.point(i));
+    }
+    clean
+}
+
+/// How the ends of a range are treated.
+pub(super) fn ends_of(e: &Expr) -> Ends {
+    match &e.bare().kind {
+        Kind::Range { selector, .. } => selector.ends,
+        _ => Ends::Plain,
     }
 }
 

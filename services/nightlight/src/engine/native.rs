@@ -25,7 +25,7 @@ impl<'e, 'a> Says<'e, 'a> {
         Says { ev, at, metric: quote(metric) }
     }
 
-    fn mixed(&self) {
+    pub fn mixed(&self) {
         self.ev.warn(
             self.at,
             &format!("encountered a mix of histograms and floats for metric name {}", self.metric),
@@ -43,11 +43,11 @@ impl<'e, 'a> Says<'e, 'a> {
         self.ev.info(self.at, &format!("{what} {}", self.metric));
     }
 
-    fn not_counter(&self) {
+    pub fn not_counter(&self) {
         self.ev.warn(self.at, &format!("this native histogram metric is not a counter: {}", self.metric));
     }
 
-    fn not_gauge(&self) {
+    pub fn not_gauge(&self) {
         self.ev.warn(self.at, &format!("this native histogram metric is not a gauge: {}", self.metric));
     }
 

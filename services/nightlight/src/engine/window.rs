@@ -3,11 +3,11 @@
 //! (a window is the end of one run and the beginning of the next; nothing is ever subtracted, so nothing cancels).
 
 use super::{
-    Column, Error, Grid, Samples, Series,
-    eval::{Eval, Sink, Windows, absent_labels, unique_without_name},
+    Column, Error, Grid, Samples, Series, ends,
+    eval::{Eval, Sink, Windows, absent_labels, ends_of, unique_without_name},
     fail, native,
 };
-use crate::promql::{Expr, number};
+use crate::promql::{Expr, ast::Ends, number};
 use std::{cmp::Ordering, collections::VecDeque};
 
 /// Where the arguments of a function stand: the range, then the numbers.
@@ -28,6 +28,8 @@ pub(super) fn eval(ev: &Eval<'_>, name: &str, args: &[Expr], g: Grid, sink: Sink
     for at in numbers_at {
         numbers.push(ev.scalar(&args[*at], g)?);
     }
+    let ends = ends_of(range);
+    ends::check(ends, name)?;
     match name {
         "absent_over_time" => return absent(ev, range, g, sink),
         "quantile_over_time" => {
@@ -49,7 +51,9 @@ pub(super) fn eval(ev: &Eval<'_>, name: &str, args: &[Expr], g: Grid, sink: Sink
     let counter = matches!(name, "rate" | "increase");
     let mut out = ev.strict(!keeps_name && !unique_without_name(range));
     ev.windows(range, g, &mut |labels, samples, windows| {
-        let col = if samples.h.is_empty() {
+        let col = if ends != Ends::Plain {
+            ends::column(ev, name, labels.name(), samples, windows, ends, range.span)
+        } else if samples.h.is_empty() {
             column(name, samples, windows, &numbers)
         } else {
             native::column(ev, name, labels, samples, windows, &numbers, range.span)

@@ -5,15 +5,15 @@
 //! is cut off. A frame that is wrong and has a right one after it is damage, and is not passed over.
 
 use super::{
-    Arrival, StoreError,
+    Entry, StoreError,
     codec::{Damaged, Input, put_signed, put_varint},
-    disk,
+    disk, native,
 };
 use crate::labels::{Labels, Str};
 use photon_rt::disk::{Disk, DiskFile, read_all};
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-const MAGIC: u32 = 0x4c4e_4850;
+const MAGIC: u32 = 0x4c4e_4851;
 /// Magic, length, number, checksum.
 const HEAD: usize = 4 + 4 + 8 + 4;
 /// Largest frame, bytes.
@@ -27,7 +27,7 @@ pub(super) fn checksum(parts: &[&[u8]]) -> u32 {
     digest.finalize() as u32
 }
 
-fn name(n: u64) -> String {
+pub(super) fn name(n: u64) -> String {
     format!("log-{n:016x}")
 }
 
@@ -68,7 +68,7 @@ impl Log {
     }
 
     /// Writes batches as one frame; they are durable when this returns.
-    pub fn write<'a>(&mut self, batches: impl Iterator<Item = &'a [Arrival]>) -> Result<(), StoreError> {
+    pub fn write<'a>(&mut self, batches: impl Iterator<Item = &'a [Entry]>) -> Result<(), StoreError> {
         let mut body = Vec::new();
         encode(&mut body, batches);
         if body.len() > FRAME_MAX {
@@ -92,7 +92,7 @@ impl Log {
     }
 }
 
-fn encode<'a>(out: &mut Vec<u8>, batches: impl Iterator<Item = &'a [Arrival]>) {
+fn encode<'a>(out: &mut Vec<u8>, batches: impl Iterator<Item = &'a [Entry]>) {
     // Texts are written once a frame.
     let mut known: HashMap<Str, u64> = HashMap::new();
     let mut text = |out: &mut Vec<u8>, s: &Str| match known.get(s) {
@@ -119,11 +119,17 @@ fn encode<'a>(out: &mut Vec<u8>, batches: impl Iterator<Item = &'a [Arrival]>) {
                 before = *t;
                 out.extend_from_slice(&v.to_bits().to_le_bytes());
             }
+            put_varint(out, a.histograms.len() as u64);
+            for (t, h) in &a.histograms {
+                put_signed(out, t.wrapping_sub(before));
+                before = *t;
+                native::put_one(out, h);
+            }
         }
     }
 }
 
-fn decode(body: &[u8], each: &mut dyn FnMut(Vec<Arrival>)) -> Result<(), Damaged> {
+fn decode(body: &[u8], each: &mut dyn FnMut(Vec<Entry>)) -> Result<(), Damaged> {
     let mut input = Input(body);
     let mut known: Vec<Str> = Vec::new();
     // No count is greater than the bytes that are left: nothing is allocated on a wrong word.
@@ -156,7 +162,12 @@ fn decode(body: &[u8], each: &mut dyn FnMut(Vec<Arrival>)) -> Result<(), Damaged
                 before = before.wrapping_add(input.signed()?);
                 samples.push((before, f64::from_bits(input.fixed()?)));
             }
-            batch.push(Arrival { labels: Labels::new(pairs), samples });
+            let mut histograms = Vec::new();
+            for _ in 0..count(&mut input)? {
+                before = before.wrapping_add(input.signed()?);
+                histograms.push((before, Arc::new(native::one(&mut input)?)));
+            }
+            batch.push(Entry { labels: Labels::new(pairs), samples, histograms });
         }
         each(batch);
     }
@@ -194,7 +205,7 @@ pub(super) fn replay(
     d: &dyn Disk,
     number: u64,
     newest: bool,
-    each: &mut dyn FnMut(Vec<Arrival>),
+    each: &mut dyn FnMut(Vec<Entry>),
 ) -> Result<(), StoreError> {
     let file = disk("open a log", d.open(&name(number)))?;
     let bytes = disk("read a log", read_all(&*file, LOG_MAX))?;
@@ -219,6 +230,7 @@ pub(super) fn replay(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::histogram::Histogram;
     use proptest::prelude::*;
 
     proptest! {
@@ -232,11 +244,19 @@ mod tests {
         fn batches_come_back(all in prop::collection::vec(
             ("[a-z]{1,3}", prop::collection::vec((any::<i64>(), any::<u64>()), 0..5)), 0..8)
         ) {
-            let batch: Vec<Arrival> = all
+            let batch: Vec<Entry> = all
                 .iter()
-                .map(|(n, s)| Arrival {
+                .map(|(n, s)| Entry {
                     labels: Labels::of(&[("__name__", n), ("same", "x")]),
                     samples: s.iter().map(|(t, v)| (*t, f64::from_bits(*v))).collect(),
+                    histograms: s
+                        .iter()
+                        .map(|(t, v)| {
+                            let (count, sum) = (*v as f64, f64::from_bits(*v));
+                            let h = Histogram { count, sum, positive: vec![(3, 1.5)], ..Histogram::default() };
+                            (*t, Arc::new(h))
+                        })
+                        .collect(),
                 })
                 .collect();
             let mut bytes = Vec::new();

@@ -7,7 +7,7 @@ mod api;
 mod params;
 mod write;
 
-use crate::store::{Options, Store, StoreError};
+use crate::store::{Keep, Options, Store, StoreError};
 use axum::{
     Router,
     extract::Request,
@@ -32,13 +32,19 @@ const UPKEEP: Duration = Duration::from_secs(30);
 pub struct Config {
     /// Blocks that hold nothing newer are forgotten.
     pub retention: Duration,
+    /// Beyond this the oldest blocks are forgotten.
+    pub retention_bytes: Option<u64>,
     /// How the store behaves.
     pub store: Options,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { retention: Duration::from_secs(15 * 86_400), store: Options::default() }
+        Config {
+            retention: Duration::from_secs(15 * 86_400),
+            retention_bytes: None,
+            store: Options::default(),
+        }
     }
 }
 
@@ -74,16 +80,11 @@ impl NightLight {
         Ok(this)
     }
 
-    /// Cuts when the log is long, and forgets what is too old.
+    /// Cuts when the log is long, forgets what is too old or too much, merges blocks.
     async fn look_after(&self) {
         let (store, retention) = (self.store.clone(), self.config.retention.as_millis() as i64);
-        let before = wall().0 as i64 - retention;
-        let done = blocking(move || {
-            if store.wants_cut() {
-                store.cut()?;
-            }
-            store.expire(before)
-        });
+        let (before, bytes) = (wall().0 as i64 - retention, self.config.retention_bytes);
+        let done = blocking(move || store.look_after(Keep { since_ms: Some(before), bytes }));
         if let Err(e) = done.await {
             tracing::error!(error = %e, "upkeep of the store failed");
         }

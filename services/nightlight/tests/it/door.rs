@@ -166,10 +166,10 @@ async fn wrong_requests_are_told_why() {
     for (head, body, status, words) in [
         ("Content-Type: text/plain\r\n", "x", 415, "application/x-protobuf"),
         (
-            "Content-Type: application/x-protobuf;proto=io.prometheus.write.v2.Request\r\n",
+            "Content-Type: application/x-protobuf;proto=io.prometheus.write.v3.Request\r\n",
             "x",
             415,
-            "send 1.0",
+            "expected one of",
         ),
         ("Content-Encoding: gzip\r\n", "x", 415, "snappy"),
         // The first bytes say how long it is unpacked: 400 MB.

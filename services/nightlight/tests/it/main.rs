@@ -4,6 +4,7 @@
 
 mod door;
 mod hostile;
+mod language;
 mod prometheus;
 mod random;
 mod reference;
