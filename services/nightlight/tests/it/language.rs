@@ -235,13 +235,7 @@ fn histograms_among_numbers() {
     gives(&data, "quantile(0.5, g)", at, &[], &["ignored histogram in quantile aggregation"]);
     gives(&data, "count_values(\"v\", c)", at, &["{v=\"{count:9, sum:0, [-Inf,1]:9}\"} 1"], &[]);
     // Over ranges.
-    gives(
-        &data,
-        "increase(h{le=\"\"}[80s])",
-        at,
-        &["{s=\"1\"} {count:16, sum:32, (0.5,1]:8, (2,4]:8}"],
-        &[],
-    );
+    gives(&data, "increase(h{le=\"\"}[80s])", at, &["{s=\"1\"} {count:16, sum:32, (0.5,1]:8, (2,4]:8}"], &[]);
     gives(
         &data,
         "rate(g[1m])",

@@ -5,6 +5,7 @@
 mod door;
 mod hostile;
 mod language;
+mod natives;
 mod prometheus;
 mod random;
 mod reference;
