@@ -1,8 +1,9 @@
 //! The walk over the tree.
 
 use super::{
-    Cancel, Column, Error, Grid, Notes, Point, Query, Samples, Series, Stats, Storage, Value, call, fail,
-    is_stale,
+    Cancel, Column, Error, Grid, Notes, Point, Query, Samples, Series, Stats, Storage, Value, call,
+    explain::{Shared, Trace},
+    fail, is_stale,
 };
 use crate::{
     labels::{Labels, MatchOp, NAME},
@@ -29,18 +30,76 @@ pub(super) struct Eval<'a> {
     cancel: &'a Cancel,
     notes: RefCell<Notes>,
     stats: RefCell<Stats>,
+    shared: Shared,
+    trace: Option<Trace<'a>>,
 }
 
 /// Most remarks of each kind.
 const NOTES_MAX: usize = 10;
 
 impl<'a> Eval<'a> {
-    pub fn new(storage: &'a dyn Storage, text: &'a str, query: Query, cancel: &'a Cancel) -> Self {
-        Eval { storage, text, query, cancel, notes: RefCell::default(), stats: RefCell::default() }
+    pub fn new(
+        storage: &'a dyn Storage,
+        text: &'a str,
+        expr: &Expr,
+        query: Query,
+        cancel: &'a Cancel,
+        trace: Option<Trace<'a>>,
+    ) -> Self {
+        let shared = Shared::of(expr, text);
+        let (notes, stats) = (RefCell::default(), RefCell::default());
+        Eval { storage, text, query, cancel, notes, stats, shared, trace }
     }
 
-    pub fn finish(self) -> (Notes, Stats) {
-        (self.notes.into_inner(), self.stats.into_inner())
+    pub fn finish(self) -> (Notes, Stats, Option<Trace<'a>>) {
+        (self.notes.into_inner(), self.stats.into_inner(), self.trace)
+    }
+
+    /// Calls `f` with a sink that counts what goes through it, and writes down what it took.
+    fn measured(
+        &self,
+        e: &Expr,
+        sink: Sink<'_>,
+        f: &dyn Fn(Sink<'_>) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        let Some(trace) = &self.trace else { return f(sink).map(|_| ()) };
+        trace.enter(e);
+        let (begun, before) = (trace.now(), self.stats.borrow().samples);
+        let (mut series, mut bytes, mut elsewhere) = (0, 0, 0);
+        let done = f(&mut |s| {
+            series += 1;
+            bytes += (s.col.weight() * super::POINT_BYTES) as u64;
+            let left = trace.now();
+            let done = sink(s);
+            elsewhere += trace.now().saturating_sub(left);
+            done
+        });
+        let took = trace.now().saturating_sub(begun).saturating_sub(elsewhere);
+        let samples = self.stats.borrow().samples - before;
+        trace.leave(series, bytes, took, samples, matches!(done, Ok(true)));
+        done.map(|_| ())
+    }
+
+    /// The series of a node; if it has equals they are kept for these. True: they were.
+    fn once(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<bool, Error> {
+        let Some(group) = self.shared.group(e) else { return self.node(e, g, sink).map(|()| false) };
+        if let Some(all) = self.shared.get(group, g) {
+            all.into_iter().try_for_each(sink)?;
+            return Ok(true);
+        }
+        let remarks = |n: &Notes| n.warnings.len() + n.infos.len();
+        let before = remarks(&self.notes.borrow());
+        let mut kept = Vec::new();
+        self.node(e, g, &mut |s| {
+            self.hold(s.col.weight())?;
+            kept.push(s.clone());
+            sink(s)
+        })?;
+        // Remarks have positions: the equal node has to make its own.
+        if remarks(&self.notes.borrow()) == before {
+            self.shared.keep(group, g, kept);
+        }
+        Ok(false)
     }
 
     fn note(&self, kind: &str, span: Span, message: &str) -> String {
@@ -207,14 +266,22 @@ impl<'a> Eval<'a> {
     /// The series of an instant vector, one after the other.
     pub fn vector(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
         if g.n > 1 && invariant(e) {
-            return self.node(e, Grid { n: 1, ..g }, &mut |s| {
-                let repeat = |h: &Option<_>| vec![h.clone(); g.n];
-                let h = s.col.h.first().map(repeat).unwrap_or_default();
-                let col = Column { v: vec![s.col.v[0]; g.n], on: vec![s.col.on[0]; g.n], h };
-                sink(Series { labels: s.labels, col })
-            });
+            let one = Grid { n: 1, ..g };
+            return self.measured(
+                e,
+                &mut |s| {
+                    let repeat = |h: &Option<_>| vec![h.clone(); g.n];
+                    let h = s.col.h.first().map(repeat).unwrap_or_default();
+                    let col = Column { v: vec![s.col.v[0]; g.n], on: vec![s.col.on[0]; g.n], h };
+                    sink(Series { labels: s.labels, col })
+                },
+                &|sink| self.once(e, one, sink),
+            );
         }
-        self.node(e, g, sink)
+        match e.kind {
+            Kind::Paren(_) => self.node(e, g, sink),
+            _ => self.measured(e, sink, &|sink| self.once(e, g, sink)),
+        }
     }
 
     fn node(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), Error> {

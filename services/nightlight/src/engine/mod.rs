@@ -6,7 +6,7 @@
 //!
 //! Rooms: `eval` walks the tree, `window` has functions over ranges, `call` functions over instants, `binary`
 //! operators between series, `aggregate` groups, `native` all of these where native histograms are among the samples,
-//! `buckets` classic histograms, `ends` ranges that are `anchored` or `smoothed`, `info` joins with info metrics,
+//! `explain` what each node took and which are equal, `buckets` classic histograms, `ends` ranges that are `anchored` or `smoothed`, `info` joins with info metrics,
 //! `date` the calendar.
 //!
 //! Invariants: ranges are open at the left and closed at the right (Prometheus 3); a query loads at most
@@ -20,11 +20,13 @@ mod call;
 mod date;
 mod ends;
 mod eval;
+mod explain;
 mod info;
 mod memory;
 mod native;
 mod window;
 
+pub use explain::{Clock, Node};
 pub use memory::Memory;
 
 use crate::{
@@ -187,8 +189,15 @@ impl Cancel {
 pub struct Limits {
     /// Samples read from the store.
     pub samples: u64,
-    /// Points held at once, 9 bytes each.
+    /// Points held, 9 bytes each; histograms weigh as many as they have bytes for.
     pub points: u64,
+}
+
+impl Limits {
+    /// As many points as fit so many bytes.
+    pub fn of_bytes(self, bytes: u64) -> Self {
+        Limits { points: bytes / POINT_BYTES as u64, ..self }
+    }
 }
 
 impl Default for Limits {
@@ -385,6 +394,32 @@ pub fn run(
     query: Query,
     cancel: &Cancel,
 ) -> Result<Answer, Error> {
+    let eval = eval::Eval::new(storage, text, expr, query, cancel, None);
+    let value = evaluate(&eval, expr, query)?;
+    let (notes, stats, _) = eval.finish();
+    Ok(Answer { value, notes, stats })
+}
+
+/// [`run`], and what every node of the query took. Times are in the unit of `clock`.
+pub fn explain(
+    storage: &dyn Storage,
+    text: &str,
+    expr: &Expr,
+    query: Query,
+    cancel: &Cancel,
+    clock: Clock<'_>,
+) -> Result<(Answer, Node), Error> {
+    let begun = clock();
+    let trace = explain::Trace::new(clock);
+    let eval = eval::Eval::new(storage, text, expr, query, cancel, Some(trace));
+    let value = evaluate(&eval, expr, query)?;
+    let (notes, stats, trace) = eval.finish();
+    let took = clock().saturating_sub(begun);
+    let node = trace.map(|t| t.end(expr, took, stats)).unwrap_or_default();
+    Ok((Answer { value, notes, stats }, node))
+}
+
+fn evaluate(eval: &eval::Eval<'_>, expr: &Expr, query: Query) -> Result<Value, Error> {
     let instant = query.step_ms == 0;
     if query.step_ms < 0 || query.end_ms < query.start_ms {
         return fail("end timestamp must not be before start time, and the step must be positive");
@@ -402,8 +437,5 @@ pub fn run(
         ));
     }
     let grid = Grid { start: query.start_ms, step: query.step_ms, n: n as usize };
-    let eval = eval::Eval::new(storage, text, query, cancel);
-    let value = eval.top(expr, grid, instant)?;
-    let (notes, stats) = eval.finish();
-    Ok(Answer { value, notes, stats })
+    eval.top(expr, grid, instant)
 }

@@ -25,14 +25,14 @@ use std::{collections::BTreeSet, fmt::Write, sync::Arc};
 /// Longest time for a query, milliseconds.
 const TIME_MAX_MS: i64 = 120_000;
 
-type Reply = Result<Response, Refusal>;
+pub(super) type Reply = Result<Response, Refusal>;
 
 fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// `{"status":"success","data":…}` with remarks.
-fn success(data: &str, notes: &Notes) -> Response {
+pub(super) fn success(data: &str, notes: &Notes) -> Response {
     let mut body = format!("{{\"status\":\"success\",\"data\":{data}");
     for (name, all) in [("warnings", &notes.warnings), ("infos", &notes.infos)] {
         if !all.is_empty() {
@@ -63,17 +63,15 @@ impl Drop for EndWithCaller {
     }
 }
 
-async fn evaluate(
-    this: &NightLight,
+/// Does work that ends when its time is up or nobody waits for it any more.
+pub(super) async fn timed<T: Send + 'static>(
     p: &Params,
-    text: String,
-    expr: Expr,
-    query: Query,
-) -> Result<Answer, Refusal> {
+    work: impl FnOnce(&Cancel) -> Result<T, engine::Error> + Send + 'static,
+) -> Result<T, Refusal> {
     let limit = p.duration("timeout")?.unwrap_or(TIME_MAX_MS).min(TIME_MAX_MS);
-    let (store, cancel) = (this.store.clone(), Cancel::default());
+    let cancel = Cancel::default();
     let guard = EndWithCaller(cancel.clone());
-    let work = blocking(move || run(&*store, &text, &expr, query, &cancel));
+    let work = blocking(move || work(&cancel));
     let done = timeout(Duration::from_millis(limit as u64), "query", work).await;
     drop(guard);
     match done {
@@ -86,7 +84,18 @@ async fn evaluate(
     }
 }
 
-fn parsed(p: &Params) -> Result<(String, Expr), Refusal> {
+async fn evaluate(
+    this: &NightLight,
+    p: &Params,
+    text: String,
+    expr: Expr,
+    query: Query,
+) -> Result<Answer, Refusal> {
+    let store = this.store.clone();
+    timed(p, move |cancel| run(&*store, &text, &expr, query, cancel)).await
+}
+
+pub(super) fn parsed(p: &Params) -> Result<(String, Expr), Refusal> {
     let text = p.get("query").unwrap_or_default().to_string();
     let expr = parse(&text).map_err(|e| Refusal::parameter("query", e))?;
     Ok((text, expr))
@@ -99,14 +108,14 @@ fn with_options(p: &Params, query: Query) -> Result<Query, Refusal> {
 
 pub(super) async fn query(State(this): State<NightLight>, request: Request) -> Reply {
     let p = Params::of(request).await?;
-    let at = p.time("time")?.unwrap_or_else(|| wall().0 as i64);
+    let query = instant(&p)?;
     let (text, expr) = parsed(&p)?;
-    let answer = evaluate(&this, &p, text, expr, with_options(&p, Query::instant(at))?).await?;
+    let answer = evaluate(&this, &p, text, expr, query).await?;
     Ok(success(&result(&answer.value, p.limit()?), &answer.notes))
 }
 
-pub(super) async fn query_range(State(this): State<NightLight>, request: Request) -> Reply {
-    let p = Params::of(request).await?;
+/// Start, end and step of a query over a range.
+pub(super) fn range(p: &Params) -> Result<Query, Refusal> {
     let needed = |name: &str, v: Option<i64>| {
         let why = format!(
             "cannot parse {} to a valid {}",
@@ -126,8 +135,19 @@ pub(super) async fn query_range(State(this): State<NightLight>, request: Request
             "exceeded maximum resolution of 11,000 points per timeseries. Try decreasing the query resolution (?step=XX)",
         ));
     }
+    with_options(p, Query::range(start, end, step))
+}
+
+/// When an instant query asks.
+pub(super) fn instant(p: &Params) -> Result<Query, Refusal> {
+    with_options(p, Query::instant(p.time("time")?.unwrap_or_else(|| wall().0 as i64)))
+}
+
+pub(super) async fn query_range(State(this): State<NightLight>, request: Request) -> Reply {
+    let p = Params::of(request).await?;
+    let query = range(&p)?;
     let (text, expr) = parsed(&p)?;
-    let answer = evaluate(&this, &p, text, expr, with_options(&p, Query::range(start, end, step))?).await?;
+    let answer = evaluate(&this, &p, text, expr, query).await?;
     Ok(success(&result(&answer.value, p.limit()?), &answer.notes))
 }
 

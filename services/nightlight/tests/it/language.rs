@@ -2,7 +2,7 @@
 
 use crate::reference::query;
 use nightlight::{
-    engine::{Answer, Cancel, Memory, Point, Value, run},
+    engine::{Answer, Cancel, Memory, Node, Point, Value, run},
     histogram::{Hint, Histogram},
     labels::Labels,
     promql::parse,
@@ -318,4 +318,53 @@ fn histograms_among_numbers() {
     );
     gives(&data, "g unless f or c", at, &["c{s=\"1\"} {count:9, sum:0, [-Inf,1]:9}"], &[]);
     assert!(ask(&data, h, at).notes.warnings.is_empty());
+}
+
+#[test]
+fn nodes_are_explained_and_equal_ones_computed_once() {
+    let mut data = Memory::default();
+    for s in ["1", "2", "3"] {
+        for k in 0..100 {
+            data.push(&Labels::of(&[("__name__", "a_total"), ("s", s)]), k * 10_000, k as f64)
+                .expect("in order");
+        }
+    }
+    let ticks = std::cell::Cell::new(0);
+    let clock = || {
+        ticks.set(ticks.get() + 1);
+        ticks.get()
+    };
+    let text =
+        "sum(rate(a_total[5m])) / (sum(rate(a_total[5m])) + sum(rate(a_total[5m]) > 100)) or vector(1)";
+    let e = parse(text).expect("query");
+    let (q, cancel) = (query((600_000, 660_000, 30_000)), Cancel::default());
+    let (answer, node) = nightlight::engine::explain(&data, text, &e, q, &cancel, &clock).expect("answer");
+    // Every series is read once, though the rate is there three times.
+    assert_eq!(answer.stats.series, 3, "{}", node.table(1, "ticks"));
+    assert_eq!(node.samples, answer.stats.samples);
+    fn all<'n>(n: &'n Node, text: &str, out: &mut Vec<&'n Node>) {
+        if n.text == text {
+            out.push(n);
+        }
+        n.children.iter().for_each(|c| all(c, text, out));
+    }
+    for (text, series) in [("sum(rate(a_total[5m]))", 1), ("rate(a_total[5m])", 3)] {
+        let mut found = Vec::new();
+        all(&node, text, &mut found);
+        let shared: Vec<bool> = found.iter().map(|n| n.shared).collect();
+        assert_eq!(shared.iter().filter(|s| !**s).count(), 1, "{}", node.table(1, "ticks"));
+        assert!(shared.len() == 2 && found.iter().all(|n| n.series == series && n.bytes >= series * 27));
+        assert!(found.iter().all(|n| n.shared || n.time > 0));
+    }
+    // The same answer as without looking.
+    let plain = run(&data, text, &e, q, &Cancel::default()).expect("answer");
+    assert_eq!((plain.value, plain.notes), (answer.value, answer.notes));
+    // Memory is bounded by bytes.
+    let mut little = q;
+    little.limits = little.limits.of_bytes(90);
+    let refused = run(&data, "a_total", &parse("a_total").expect("query"), little, &Cancel::default());
+    assert!(refused.is_ok(), "three series of three points are 81 bytes");
+    little.limits = little.limits.of_bytes(80);
+    let refused = run(&data, "a_total", &parse("a_total").expect("query"), little, &Cancel::default());
+    assert!(refused.is_err_and(|e| e.to_string().contains("too many samples into memory")));
 }
