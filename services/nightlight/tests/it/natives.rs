@@ -448,3 +448,251 @@ fn the_engine_agrees_with_the_slow_evaluator_on_histograms() {
     println!("{answers} answers, {empty} empty");
     assert!(answers > 1000, "{answers}");
 }
+
+/// What a sender of remote write 1.0 says, as far as it is needed here.
+mod wire {
+    use prost::Message;
+
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Request {
+        #[prost(message, repeated, tag = "1")]
+        pub series: Vec<Series>,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Series {
+        #[prost(message, repeated, tag = "1")]
+        pub labels: Vec<Label>,
+        #[prost(message, repeated, tag = "4")]
+        pub histograms: Vec<Histogram>,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Label {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        #[prost(string, tag = "2")]
+        pub value: String,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Histogram {
+        #[prost(uint64, optional, tag = "1")]
+        pub count: Option<u64>,
+        #[prost(double, tag = "3")]
+        pub sum: f64,
+        #[prost(sint32, tag = "4")]
+        pub schema: i32,
+        #[prost(double, tag = "5")]
+        pub zero_threshold: f64,
+        #[prost(uint64, optional, tag = "6")]
+        pub zero_count: Option<u64>,
+        #[prost(message, repeated, tag = "8")]
+        pub negative_spans: Vec<Span>,
+        #[prost(sint64, repeated, tag = "9")]
+        pub negative_deltas: Vec<i64>,
+        #[prost(message, repeated, tag = "11")]
+        pub positive_spans: Vec<Span>,
+        #[prost(sint64, repeated, tag = "12")]
+        pub positive_deltas: Vec<i64>,
+        #[prost(int64, tag = "15")]
+        pub timestamp: i64,
+    }
+    #[derive(Clone, PartialEq, Message)]
+    pub struct Span {
+        #[prost(sint32, tag = "1")]
+        pub offset: i32,
+        #[prost(uint32, tag = "2")]
+        pub length: u32,
+    }
+
+    pub fn side(b: &[(i32, f64)]) -> (Vec<Span>, Vec<i64>) {
+        let (mut spans, mut deltas): (Vec<Span>, Vec<i64>) = (Vec::new(), Vec::new());
+        let (mut next, mut count) = (0, 0);
+        for (i, c) in b {
+            match spans.last_mut() {
+                Some(s) if *i == next => s.length += 1,
+                _ => spans.push(Span { offset: i - next, length: 1 }),
+            }
+            next = i + 1;
+            deltas.push(*c as i64 - count);
+            count = *c as i64;
+        }
+        (spans, deltas)
+    }
+}
+
+fn message(data: &Memory) -> Vec<u8> {
+    use prost::Message;
+    let histogram = |t: i64, h: &Histogram| {
+        let (negative_spans, negative_deltas) = wire::side(&h.negative);
+        let (positive_spans, positive_deltas) = wire::side(&h.positive);
+        wire::Histogram {
+            count: Some(h.count as u64),
+            sum: h.sum,
+            schema: i32::from(h.schema),
+            zero_threshold: h.zero_threshold,
+            zero_count: Some(h.zero_count as u64),
+            negative_spans,
+            negative_deltas,
+            positive_spans,
+            positive_deltas,
+            timestamp: t,
+        }
+    };
+    let series = data.iter().map(|(labels, s)| wire::Series {
+        labels: labels
+            .iter()
+            .map(|(n, v)| wire::Label { name: n.to_string(), value: v.to_string() })
+            .collect(),
+        histograms: (0..s.len()).filter_map(|i| s.histogram(i).map(|h| histogram(s.t[i], h))).collect(),
+    });
+    let message = wire::Request { series: series.collect() };
+    snap::raw::Encoder::new().compress_vec(&message.encode_to_vec()).expect("packed")
+}
+
+fn post(port: u16, path: &str, kind: &str, body: &[u8]) -> std::io::Result<(u16, String)> {
+    use std::io::{Read, Write};
+    let mut s = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    let len = body.len();
+    write!(s, "POST {path} HTTP/1.0\r\nHost: localhost\r\n{kind}Content-Length: {len}\r\n\r\n")?;
+    s.write_all(body)?;
+    let mut text = String::new();
+    s.read_to_string(&mut text)?;
+    let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+    Ok((status, text.split_once("\r\n\r\n").map(|b| b.1.to_string()).unwrap_or_default()))
+}
+
+/// A point of an answer, as a list of numbers.
+fn numbers(series: &serde_json::Value) -> Vec<f64> {
+    let f = |v: &serde_json::Value| v.as_str().expect("text").parse::<f64>().expect("number");
+    let h = &series["histogram"][1];
+    if h.is_null() {
+        return vec![f(&series["value"][1])];
+    }
+    let mut out = vec![f(&h["count"]), f(&h["sum"])];
+    for b in h["buckets"].as_array().into_iter().flatten() {
+        out.push(b[0].as_f64().expect("bounds"));
+        out.extend([f(&b[1]), f(&b[2]), f(&b[3])]);
+    }
+    out
+}
+
+/// Debian's Prometheus 2.42 knows histograms as an experiment: sums, rates, counts. It does not shorten a rate at the
+/// point where a counter would have been zero: histograms here begin with a million observations and never anew. Its
+/// ranges are closed at the left: no sample lies on a bound. Its quantiles are linear: not asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_agrees_with_prometheus_on_histograms() {
+    use photon_rt::{
+        process,
+        time::{Duration, sleep, timeout},
+    };
+    let begin = crate::random::BEGIN;
+    let mut rng = Rng::new(42);
+    let mut data = Memory::default();
+    for s in ["1", "2", "3"] {
+        let mut h =
+            Histogram { schema: 1 + rng.below(3) as i8, zero_threshold: 0.001, ..Histogram::default() };
+        (h.zero_count, h.count) = (1e6, 1e6);
+        for k in 0..SAMPLES {
+            if rng.percent(2) && h.schema > 0 {
+                h = h.reduced(h.schema - 1);
+            }
+            for _ in 0..rng.below(6) {
+                let i = rng.below(12) as i32 - 4;
+                let side = if rng.percent(70) { &mut h.positive } else { &mut h.negative };
+                match side.binary_search_by_key(&i, |b| b.0) {
+                    Ok(at) => side[at].1 += 1.0,
+                    Err(at) => side.insert(at, (i, 1.0)),
+                }
+                h.count += 1.0;
+                h.sum += rng.below(80) as f64 / 8.0;
+            }
+            if rng.percent(90) {
+                let labels = Labels::of(&[("__name__", "h"), ("s", s)]);
+                let t = begin + k * STEP + rng.below(500) as i64;
+                data.put(&labels, t, Point::Histogram(Arc::new(h.clone()))).expect("in order");
+            }
+        }
+    }
+    let dir = tempfile::tempdir().expect("folder");
+    let config = dir.path().join("prometheus.yml");
+    photon_rt::fs::write_atomic(&config, b"global: {}\n", 0o600).expect("config");
+    let free = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("a port");
+    let port = free.local_addr().expect("bound").port();
+    drop(free);
+    let _child = process::command("prometheus")
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+        .arg("--storage.tsdb.retention.time=100y")
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+        .args([
+            "--web.enable-remote-write-receiver",
+            "--enable-feature=native-histograms",
+            "--log.level=error",
+        ])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("prometheus is installed by ./dev setup");
+    let ready = async {
+        let up = || crate::prometheus::request(port, "GET", "/-/ready", "", "").is_ok_and(|a| a.0 == 200);
+        while !up() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), "prometheus", ready).await.expect("ready");
+    let head = "Content-Type: application/x-protobuf\r\nContent-Encoding: snappy\r\nX-Prometheus-Remote-Write-Version: 0.1.0\r\n";
+    let sent = post(port, "/api/v1/write", head, &message(&data)).expect("an answer");
+    assert_eq!(sent.0, 204, "{}", sent.1);
+    let (mut answers, mut natives) = (0, 0);
+    for k in 0..400u64 {
+        let mut rng = Rng::new(500_000 + k);
+        let range = ["45s", "1m", "5m", "10m"][rng.below(4) as usize];
+        let inner = match rng.below(3) {
+            0 => "h".to_string(),
+            1 => format!("rate(h[{range}])"),
+            _ => format!("increase(h[{range}])"),
+        };
+        let by = ["", " by (s)", " without (s)"][rng.below(3) as usize];
+        let text = match rng.below(6) {
+            0 => inner,
+            1 => format!("sum{by}({inner})"),
+            2 => format!("histogram_count(sum{by}({inner}))"),
+            3 => format!("histogram_sum({inner})"),
+            4 => format!("count{by}({inner})"),
+            _ => format!("{inner} + ignoring (__name__) {inner}"),
+        };
+        let t = begin + 7_500 + STEP * rng.below(SAMPLES as u64) as i64;
+        let form = format!("query={}&time={}.{:03}", crate::prometheus::escape(&text), t / 1000, t % 1000);
+        let head = "Content-Type: application/x-www-form-urlencoded\r\n";
+        let (_, body) = post(port, "/api/v1/query", head, form.as_bytes()).expect("an answer");
+        let json: serde_json::Value = serde_json::from_str(&body).expect("json");
+        assert_eq!(json["status"], "success", "{text}: {body}");
+        let mut want: Vec<(String, Vec<f64>)> = json["data"]["result"]
+            .as_array()
+            .expect("result")
+            .iter()
+            .map(|s| (s["metric"]["s"].as_str().unwrap_or_default().to_string(), numbers(s)))
+            .collect();
+        want.sort_by(|a, b| a.0.cmp(&b.0));
+        let e = parse(&text).expect("a query");
+        let got = run(&data, &text, &e, query((t, t, 0)), &Cancel::default()).expect("an answer");
+        let Value::Vector(got) = got.value else { panic!("{text}: no vector") };
+        assert_eq!(got.len(), want.len(), "{text} at {t}: {body}");
+        for ((labels, _, p), (s, w)) in got.iter().zip(&want) {
+            let ours = match p {
+                Point::Number(v) => vec![*v],
+                Point::Histogram(h) => {
+                    let number = |v: f64| nightlight::promql::number(v);
+                    let json: serde_json::Value = serde_json::from_str(&h.json(&number)).expect("json");
+                    numbers(&serde_json::json!({ "histogram": [0, json] }))
+                }
+            };
+            let same = ours.len() == w.len() && ours.iter().zip(w).all(|(a, b)| close(*a, *b));
+            assert!(labels.get("s") == s && same, "{text} at {t}: {labels}\nours   {ours:?}\ntheirs {w:?}");
+            natives += usize::from(w.len() > 1);
+        }
+        answers += usize::from(!want.is_empty());
+    }
+    println!("{answers} answers, {natives} histograms");
+    assert!(answers > 300 && natives > 300, "{answers} {natives}");
+}
