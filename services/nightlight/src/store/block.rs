@@ -161,7 +161,25 @@ pub(super) fn write(
     read: &mut dyn FnMut(usize) -> Result<Samples, StoreError>,
 ) -> Result<bool, StoreError> {
     let tmp = format!("{}.tmp", name(number));
-    let file = disk("write a block", d.create(&tmp))?;
+    let some = write_file(d, &tmp, origin, labels, read);
+    if !matches!(some, Ok(true)) {
+        // It would take room until the next start. The first error is the one that counts.
+        let _ = d.remove(&tmp);
+        return some;
+    }
+    disk("write a block", d.rename(&tmp, &name(number)))?;
+    disk("write a block", d.sync_dir())?;
+    Ok(true)
+}
+
+fn write_file(
+    d: &dyn Disk,
+    tmp: &str,
+    origin: &Origin,
+    labels: &[Labels],
+    read: &mut dyn FnMut(usize) -> Result<Samples, StoreError>,
+) -> Result<bool, StoreError> {
+    let file = disk("write a block", d.create(tmp))?;
     let mut pages = Pages { file, buffer: MAGIC.to_vec(), before: 0, shared: HashMap::new() };
     let texts: BTreeSet<&Str> = labels.iter().flat_map(|l| l.iter().flat_map(|(n, v)| [n, v])).collect();
     let texts: BTreeMap<&Str, u64> = texts.into_iter().zip(0..).collect();
@@ -204,8 +222,6 @@ pub(super) fn write(
         }
     }
     if series == 0 {
-        drop(pages);
-        disk("remove an empty block", d.remove(&tmp))?;
         return Ok(false);
     }
     put_varint(&mut index, series);
@@ -218,9 +234,6 @@ pub(super) fn write(
     pages.put(MAGIC)?;
     pages.flush()?;
     disk("write a block", pages.file.sync_data())?;
-    drop(pages);
-    disk("write a block", d.rename(&tmp, &name(number)))?;
-    disk("write a block", d.sync_dir())?;
     Ok(true)
 }
 
