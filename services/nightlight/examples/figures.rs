@@ -120,7 +120,7 @@ fn main() {
         for _ in 0..5 {
             let cpu = cpu_used();
             let clock = || since_boot().as_micros() as u64;
-            let (answer, n) = explain(&*store, text, &e, query, &Cancel::default(), &clock).expect("answer");
+            let (answer, n) = explain(&store, text, &e, query, &Cancel::default(), &clock).expect("answer");
             assert!(answer.stats.series > 0);
             best = best.min((cpu_used() - cpu).as_secs_f64() * 1e3);
             node = Some(n);

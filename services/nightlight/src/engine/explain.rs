@@ -114,8 +114,11 @@ const SHARED_TEXT_MAX: usize = 16 << 10;
 pub(super) struct Shared {
     groups: HashMap<*const Expr, usize>,
     /// Series of groups that were computed, by group and steps.
-    kept: RefCell<HashMap<(usize, i64, i64, usize), Vec<Series>>>,
+    kept: RefCell<HashMap<(usize, Steps), Vec<Series>>>,
 }
+
+/// Start, step, number.
+type Steps = (i64, i64, usize);
 
 impl Shared {
     pub fn of(e: &Expr, text: &str) -> Self {
@@ -146,11 +149,11 @@ impl Shared {
     }
 
     pub fn get(&self, group: usize, g: Grid) -> Option<Vec<Series>> {
-        self.kept.borrow().get(&(group, g.start, g.step, g.n)).cloned()
+        self.kept.borrow().get(&(group, (g.start, g.step, g.n))).cloned()
     }
 
     pub fn keep(&self, group: usize, g: Grid, all: Vec<Series>) {
-        self.kept.borrow_mut().insert((group, g.start, g.step, g.n), all);
+        self.kept.borrow_mut().insert((group, (g.start, g.step, g.n)), all);
     }
 }
 

@@ -280,7 +280,8 @@ fn rise(all: &[&Arc<Histogram>], counter: bool, says: &Says<'_, '_>) -> Option<H
     if counter && all.iter().any(|h| gauge(h)) {
         says.not_counter();
     }
-    if !counter && !(gauge(first) && gauge(last)) {
+    let gauges = gauge(first) && gauge(last);
+    if !counter && !gauges {
         says.not_gauge();
     }
     // What was before a reset right after the first is of no matter, its layout neither.
@@ -340,7 +341,8 @@ fn instant(counter: bool, s: &Samples, w: Windows, says: &Says<'_, '_>) -> Colum
                 if counter && (gauge(&a) || gauge(&b)) {
                     says.not_counter();
                 }
-                if !counter && !(gauge(&a) && gauge(&b)) {
+                let gauges = gauge(&a) && gauge(&b);
+                if !counter && !gauges {
                     says.not_gauge();
                 }
                 let mut h = (*b).clone();

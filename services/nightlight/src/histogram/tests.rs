@@ -46,7 +46,7 @@ fn quantiles_fractions_and_spread() {
     let zero = Histogram { zero_count: 2.0, zero_threshold: 0.5, count: 3.0, ..h(0, &[(1, 1.0)]) };
     assert!((quantile(1.0 / 3.0, &zero).0 - 0.25).abs() < 1e-12);
     // The sum is NaN and a bucket is missing: somebody observed NaN.
-    let nan = Histogram { sum: f64::NAN, count: 5.0, ..one.clone() };
+    let nan = Histogram { sum: f64::NAN, count: 5.0, ..one };
     assert_eq!(quantile(0.9, &nan).1, Nan::Result);
     assert_eq!(quantile(0.5, &nan).1, Nan::Skewed);
     let listed = custom(&[1.0, 2.0, 5.0], &[(0, 2.0), (1, 2.0), (3, 4.0)]);

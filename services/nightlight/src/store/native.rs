@@ -257,7 +257,7 @@ mod tests {
             // Each a few times, so that there are runs.
             let all: Vec<At> = all
                 .into_iter()
-                .flat_map(|(h, n)| vec![Arc::new(h); n])
+                .flat_map(|(h, n)| std::iter::repeat_n(Arc::new(h), n))
                 .enumerate()
                 .map(|(i, h)| (i as i64, h))
                 .collect();

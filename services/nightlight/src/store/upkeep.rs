@@ -430,9 +430,8 @@ fn plan(state: &State, bytes_max: u64) -> Option<Range<usize>> {
         let less = a.max_t.saturating_sub(a.min_t).min(b.max_t.saturating_sub(b.min_t));
         both > less / 2 && both > 0
     };
-    let pairs = (1..blocks.len()).map(|i| i - 1..i + 1);
-    let overlapping =
-        pairs.clone().find(|r| overlap(&blocks[r.start].block, &blocks[r.start + 1].block) && fits(r));
+    let mut pairs = (1..blocks.len()).map(|i| i - 1..i + 1);
+    let overlapping = pairs.find(|r| overlap(&blocks[r.start].block, &blocks[r.start + 1].block) && fits(r));
     if overlapping.is_some() {
         return overlapping;
     }

@@ -148,8 +148,6 @@ impl Ladder {
                 let part = ((wanted - seen) / c).clamp(0.0, 1.0);
                 return if *low <= 0.0 && *high >= 0.0 {
                     low + (high - low) * part
-                } else if *low > 0.0 {
-                    low * (high / low).powf(part)
                 } else {
                     low * (high / low).powf(part)
                 };
