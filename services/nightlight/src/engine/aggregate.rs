@@ -201,16 +201,19 @@ fn average(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), 
     if !overflown {
         return emit_both(ev, a, groups, natives, g, sink, |s| s.0.value() / f64::from(s.1));
     }
-    let all = gather(ev, a, g)?;
-    emit_gathered(all, g, sink, &|_, values| {
-        mean(
-            values.iter().skip(1).fold(Sum::of(values[0]), |mut s, v| {
-                s.add(*v);
-                s
-            }),
-            values,
-        )
-    })
+    let mut means: BTreeMap<Labels, Vec<Option<f64>>> = BTreeMap::new();
+    for (labels, members) in gather(ev, a, g)? {
+        let slots = means.entry(labels).or_default();
+        for i in 0..g.n {
+            let values: Vec<f64> = members.iter().filter_map(|m| m.col.get(i)).collect();
+            slots.push(values.split_first().map(|(first, rest)| {
+                let mut sum = Sum::of(*first);
+                rest.iter().for_each(|v| sum.add(*v));
+                mean(sum, &values)
+            }));
+        }
+    }
+    emit_both(ev, a, means, natives, g, sink, |v| v)
 }
 
 fn simple(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
@@ -256,7 +259,10 @@ fn gather(ev: &Eval<'_>, a: &Aggregate, g: Grid) -> Result<BTreeMap<Labels, Vec<
     let numbers = a.op != AggOp::Limitk;
     ev.vector(&a.expr, g, &mut |mut s| {
         if numbers && !s.col.h.is_empty() {
-            ignored(ev, a);
+            // Means of histograms are made elsewhere.
+            if a.op != AggOp::Avg {
+                ignored(ev, a);
+            }
             s.col.drop_histograms();
         }
         if s.col.any() {
