@@ -1,10 +1,11 @@
 //! What a log holds, in memory, ready to be read.
 
 use super::{
-    Entry, Options, Outcome, StoreError, clip,
-    codec::{self, Input},
+    Options, Outcome, StoreError, clip,
+    codec::{self, Damaged, Input},
     index::Index,
     join,
+    log::Numbered,
     native::{self, At},
     weave,
 };
@@ -266,19 +267,23 @@ impl Head {
         self.series.len()
     }
 
-    /// Adds what the log holds. What it refuses follows from what it holds, so a replay refuses the same.
-    pub fn apply(&mut self, batch: Vec<Entry>, options: &Options) -> Outcome {
+    /// The number of a series.
+    pub fn number(&self, labels: &Labels) -> Option<u32> {
+        self.by_labels.get(labels).copied()
+    }
+
+    /// Adds what the log holds. What it refuses follows from what it holds, so a replay refuses the same. An error: no
+    /// writer numbered series so.
+    pub fn apply(&mut self, batch: Vec<Numbered>, options: &Options) -> Result<Outcome, Damaged> {
         let mut out = Outcome::default();
-        for a in batch {
-            let at = match self.by_labels.get(&a.labels) {
-                Some(at) => *at,
-                None if self.series.len() >= options.series_max => {
-                    out.over_limit += (a.samples.len() + a.histograms.len()) as u64;
-                    continue;
-                }
-                None => self.begin(&a.labels),
-            };
-            let series = &mut self.series[at as usize];
+        for Numbered { at, new, entry: a } in batch {
+            if new && (at as usize != self.series.len() || self.by_labels.contains_key(&a.labels)) {
+                return Err(Damaged);
+            }
+            if new {
+                self.begin(&a.labels);
+            }
+            let series = self.series.get_mut(at as usize).ok_or(Damaged)?;
             let mut count = |fate: Fate, native: bool| {
                 match fate {
                     Fate::Stored => {
@@ -298,10 +303,10 @@ impl Head {
                 count(series.push_native(t, h, options.late_ms), true);
             }
         }
-        out
+        Ok(out)
     }
 
-    fn begin(&mut self, labels: &Labels) -> u32 {
+    fn begin(&mut self, labels: &Labels) {
         let at = self.series.len() as u32;
         self.index.push(labels);
         self.by_labels.insert(labels.clone(), at);
@@ -312,7 +317,6 @@ impl Head {
             late: BTreeMap::new(),
             natives: None,
         });
-        at
     }
 
     /// Series that pass, with what they hold of the time.

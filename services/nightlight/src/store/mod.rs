@@ -38,10 +38,10 @@ use crate::{
 };
 use block::Block;
 use head::Head;
-use log::Log;
+use log::{Log, Numbered};
 use photon_rt::disk::Disk;
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
@@ -261,9 +261,7 @@ impl Store {
             // Only the newest log can have been cut off while it was written.
             let newest = Some(n) == logs.last();
             let mut head = Head::default();
-            log::replay(&*disk, *n, newest, &mut |batch| {
-                head.apply(batch, &options);
-            })?;
+            log::replay(&*disk, *n, newest, &mut |batch| head.apply(batch, &options).map(|_| ()))?;
             if newest {
                 state.head = head;
             } else if head.len() > 0 {
@@ -328,24 +326,57 @@ impl Store {
                 group.push(next);
             }
         }
+        // Whoever holds the writer is the only one to change the head: its numbers stay what they are.
+        let tickets: Vec<u64> = group.iter().map(|g| g.ticket).collect();
+        let group = self.numbered(group);
         let written = match &w.stopped {
             Some(e) => Err(StoreError::Stopped(e.to_string())),
-            None => w.log.write(group.iter().map(|g| g.batch.as_slice())),
+            None => w.log.write(group.iter().map(|g| g.0.as_slice())),
         };
+        let mut done = Vec::with_capacity(tickets.len());
         match written {
             Ok(()) => {
                 let mut state = self.write();
-                let done: Vec<(u64, Outcome)> =
-                    group.into_iter().map(|g| (g.ticket, state.head.apply(g.batch, &self.options))).collect();
-                drop(state);
-                lock(&self.queue).done.extend(done.into_iter().map(|(t, o)| (t, Ok(o))));
+                for (ticket, (batch, over_limit)) in tickets.into_iter().zip(group) {
+                    let outcome = state.head.apply(batch, &self.options);
+                    let wrong =
+                        |_| StoreError::Damaged { file: "memory".into(), what: "a series' number".into() };
+                    done.push((ticket, outcome.map(|o| Outcome { over_limit, ..o }).map_err(wrong)));
+                }
             }
             Err(e) => {
                 // After a failed sync nobody knows what the disk holds ("fsyncgate").
                 w.stopped.get_or_insert_with(|| e.clone());
-                lock(&self.queue).done.extend(group.into_iter().map(|g| (g.ticket, Err(e.clone()))));
+                done.extend(tickets.into_iter().map(|t| (t, Err(e.clone()))));
             }
         }
+        lock(&self.queue).done.extend(done);
+    }
+
+    /// Batches with the numbers of their series, and how many samples are of series beyond the limit.
+    fn numbered(&self, group: Vec<Waiting>) -> Vec<(Vec<Numbered>, u64)> {
+        let state = self.read();
+        let mut fresh: HashMap<Labels, u32> = HashMap::new();
+        let mut one = |entry: Entry, over: &mut u64| {
+            let known = state.head.number(&entry.labels).or_else(|| fresh.get(&entry.labels).copied());
+            let next = state.head.len() + fresh.len();
+            match known {
+                Some(at) => Some(Numbered { at, new: false, entry }),
+                None if next >= self.options.series_max.min(u32::MAX as usize) => {
+                    *over += (entry.samples.len() + entry.histograms.len()) as u64;
+                    None
+                }
+                None => {
+                    fresh.insert(entry.labels.clone(), next as u32);
+                    Some(Numbered { at: next as u32, new: true, entry })
+                }
+            }
+        };
+        let batch = |w: Waiting| {
+            let mut over = 0;
+            (w.batch.into_iter().filter_map(|e| one(e, &mut over)).collect(), over)
+        };
+        group.into_iter().map(batch).collect()
     }
 
     /// Labels of all series that pass `matchers` and have a chunk that touches the time.
