@@ -50,15 +50,13 @@ impl Log {
         Ok(Log { file, number, end: 0, frames: 0 })
     }
 
-    /// The newest one, after [`replay`] has cut its end.
-    pub fn append_to(d: &dyn Disk, number: u64) -> Result<Self, StoreError> {
+    /// The newest one, of so many frames, after [`replay`] has cut its end.
+    pub fn append_to(d: &dyn Disk, number: u64, frames: u64) -> Result<Self, StoreError> {
         let file = disk("open the log", d.open(&name(number)))?;
         let end = disk("read the log", file.len())?;
         // What a dead process wrote may not be on the disk yet, and is about to be served.
         disk("sync the log", file.sync_data())?;
-        let bytes = disk("read the log", read_all(&*file, LOG_MAX))?;
-        let (frames, ..) = frames(&bytes);
-        Ok(Log { file, number, end, frames: frames.len() as u64 })
+        Ok(Log { file, number, end, frames })
     }
 
     pub fn number(&self) -> u64 {
@@ -223,8 +221,8 @@ fn frame(bytes: &[u8]) -> Option<(u64, &[u8])> {
     (word(0)? == MAGIC && word(16)? == checksum(&[&head[4..16], body])).then_some((number, body))
 }
 
-/// Hands over all batches of a log. Of the newest one an incomplete end is cut off.
-pub(super) fn replay(d: &dyn Disk, number: u64, newest: bool, each: Take<'_>) -> Result<(), StoreError> {
+/// Hands over all batches of a log; how many frames. Of the newest one an incomplete end is cut off.
+pub(super) fn replay(d: &dyn Disk, number: u64, newest: bool, each: Take<'_>) -> Result<u64, StoreError> {
     let file = disk("open a log", d.open(&name(number)))?;
     let bytes = disk("read a log", read_all(&*file, LOG_MAX))?;
     let damaged = |at: usize, what: &str| StoreError::Damaged {
@@ -235,6 +233,7 @@ pub(super) fn replay(d: &dyn Disk, number: u64, newest: bool, each: Take<'_>) ->
     if more || (end < bytes.len() && !newest) {
         return Err(damaged(end, "a frame is wrong and others follow"));
     }
+    let n = bodies.len() as u64;
     for body in bodies {
         decode(body, each).map_err(|_| damaged(0, "a frame says what no writer wrote"))?;
     }
@@ -242,7 +241,7 @@ pub(super) fn replay(d: &dyn Disk, number: u64, newest: bool, each: Take<'_>) ->
         disk("cut the end of the log", file.truncate(end as u64))?;
         disk("cut the end of the log", file.sync_data())?;
     }
-    Ok(())
+    Ok(n)
 }
 
 #[cfg(test)]

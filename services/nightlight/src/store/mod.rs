@@ -257,11 +257,12 @@ impl Store {
         }
         logs.retain(|n| *n > logged);
         let mut state = State { blocks, ..State::default() };
+        let mut frames = 0;
         for n in &logs {
             // Only the newest log can have been cut off while it was written.
             let newest = Some(n) == logs.last();
             let mut head = Head::default();
-            log::replay(&*disk, *n, newest, &mut |batch| head.apply(batch, &options).map(|_| ()))?;
+            frames = log::replay(&*disk, *n, newest, &mut |batch| head.apply(batch, &options).map(|_| ()))?;
             if newest {
                 state.head = head;
             } else if head.len() > 0 {
@@ -269,7 +270,7 @@ impl Store {
             }
         }
         let (log, next) = match logs.last() {
-            Some(n) => (Log::append_to(&*disk, *n)?, next),
+            Some(n) => (Log::append_to(&*disk, *n, frames)?, next),
             None => (Log::create(&*disk, next)?, next + 1),
         };
         Ok(Store {
