@@ -1,6 +1,7 @@
 //! NightLight: metrics that Prometheus' users know how to ask for.
 //!
 //! - [`labels`]: what identifies a series and what selects it.
+//! - [`histogram`]: native histograms, their arithmetic and what can be told of their observations.
 //! - [`promql`]: the language of Prometheus 3, text to tree and back, with Prometheus' words for what is wrong.
 //! - [`engine`]: a tree and a [`engine::Storage`] in, a value with remarks out. Pure.
 //! - [`store`]: samples on disk: log, head, blocks. Its only way to the disk is `photon_rt::disk`.
@@ -16,6 +17,7 @@
 
 pub mod engine;
 pub mod expose;
+pub mod histogram;
 pub mod labels;
 pub mod promql;
 pub mod scrape;

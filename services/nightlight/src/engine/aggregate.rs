@@ -1,9 +1,10 @@
 //! Groups of series: sums and their like stream, rankings hold their input.
 
 use super::{
-    Column, Error, Grid, Series,
+    Column, Error, Grid, Point, Series,
     eval::{Eval, Sink},
     fail,
+    native::{Says, Total},
     window::{Moments, Sum, mean, nan_first, quantile, warn_quantile},
 };
 use crate::{
@@ -22,7 +23,12 @@ fn group(a: &Aggregate, labels: &Labels) -> Labels {
 
 pub(super) fn eval(ev: &Eval<'_>, span: Span, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
     match a.op {
-        AggOp::Sum => emit(accumulate(ev, a, g, Sum::of, |s, v| s.add(v))?, sink, Sum::value),
+        AggOp::Sum => {
+            let mut natives = Natives::default();
+            let over = Over::Both(&mut natives);
+            let groups = accumulate(ev, a, g, over, Sum::of, |s, v| s.add(v))?;
+            emit_both(ev, a, groups, natives, g, sink, Sum::value)
+        }
         AggOp::Avg => average(ev, a, g, sink),
         AggOp::Count | AggOp::Group | AggOp::Min | AggOp::Max | AggOp::Stdvar | AggOp::Stddev => {
             simple(ev, a, g, sink)
@@ -34,17 +40,76 @@ pub(super) fn eval(ev: &Eval<'_>, span: Span, a: &Aggregate, g: Grid, sink: Sink
     }
 }
 
+/// Which samples count.
+enum Over<'n> {
+    /// All, whatever they are.
+    All,
+    /// Numbers; that others are left out is said.
+    Numbers,
+    /// Numbers, and histograms beside them.
+    Both(&'n mut Natives),
+}
+
+/// Sums of histograms, a step and group; none where they can't be added.
+type Natives = BTreeMap<Labels, Vec<Native>>;
+
+#[derive(Clone, Default)]
+enum Native {
+    #[default]
+    Absent,
+    Total(Box<Total>),
+    Failed,
+}
+
+fn ignored(ev: &Eval<'_>, a: &Aggregate) {
+    ev.info(a.expr.span, &format!("ignored histogram in {} aggregation", a.op.as_str()));
+}
+
+/// Adds the histograms of a series to those of its group.
+fn add_natives(ev: &Eval<'_>, a: &Aggregate, s: &Series, slots: &mut [Native]) {
+    for (i, slot) in slots.iter_mut().enumerate() {
+        let Some(h) = s.col.histogram(i) else { continue };
+        match slot {
+            Native::Absent => *slot = Native::Total(Box::new(Total::of(h))),
+            Native::Total(t) => {
+                if t.add(h).is_err() {
+                    Says::new(ev, a.expr.span, s.labels.name()).schemas();
+                    *slot = Native::Failed;
+                }
+            }
+            Native::Failed => {}
+        }
+    }
+}
+
 /// One accumulator a step and group.
 fn accumulate<S: Copy>(
     ev: &Eval<'_>,
     a: &Aggregate,
     g: Grid,
+    mut over: Over<'_>,
     first: impl Fn(f64) -> S,
     more: impl Fn(&mut S, f64),
 ) -> Result<BTreeMap<Labels, Vec<Option<S>>>, Error> {
     let mut groups: BTreeMap<Labels, Vec<Option<S>>> = BTreeMap::new();
-    ev.vector(&a.expr, g, &mut |s| {
-        let slots = match groups.entry(group(a, &s.labels)) {
+    ev.vector(&a.expr, g, &mut |mut s| {
+        let key = group(a, &s.labels);
+        if !s.col.h.is_empty() {
+            match &mut over {
+                Over::All => s.col.h.clear(),
+                Over::Numbers => ignored(ev, a),
+                Over::Both(natives) => {
+                    let slots = natives.entry(key.clone()).or_insert_with(|| vec![Native::Absent; g.n]);
+                    ev.hold(s.col.weight())?;
+                    add_natives(ev, a, &s, slots);
+                }
+            }
+            s.col.drop_histograms();
+            if !s.col.any() {
+                return Ok(());
+            }
+        }
+        let slots = match groups.entry(key) {
             std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
             std::collections::btree_map::Entry::Vacant(e) => {
                 ev.hold(g.n)?;
@@ -62,6 +127,40 @@ fn accumulate<S: Copy>(
         Ok(())
     })?;
     Ok(groups)
+}
+
+/// Numbers and histograms of each group; where a group has both at a step it has neither.
+fn emit_both<S: Copy>(
+    ev: &Eval<'_>,
+    a: &Aggregate,
+    mut groups: BTreeMap<Labels, Vec<Option<S>>>,
+    natives: Natives,
+    g: Grid,
+    sink: Sink<'_>,
+    value: impl Fn(S) -> f64,
+) -> Result<(), Error> {
+    for (labels, slots) in natives {
+        let mut col = Column::empty(g.n);
+        let numbers = groups.remove(&labels).unwrap_or_else(|| vec![None; g.n]);
+        for (i, (number, native)) in numbers.into_iter().zip(slots).enumerate() {
+            match (number, native) {
+                (Some(v), Native::Absent) => col.set(i, value(v)),
+                (Some(_), _) => {
+                    ev.warn(a.expr.span, "encountered a mix of histograms and floats for aggregation");
+                }
+                (None, Native::Total(t)) => {
+                    let (h, said) = t.end(a.op == AggOp::Avg);
+                    Says::new(ev, a.expr.span, "").added(said, "aggregation");
+                    col.put(i, Point::Histogram(std::sync::Arc::new(h)));
+                }
+                (None, _) => {}
+            }
+        }
+        if col.any() {
+            sink(Series { labels, col })?;
+        }
+    }
+    emit(groups, sink, value)
 }
 
 fn emit<S: Copy>(
@@ -85,10 +184,12 @@ fn emit<S: Copy>(
 
 /// The mean by the sum; a second time, divided first, in the rare case that the sum is beyond all numbers.
 fn average(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
+    let mut natives = Natives::default();
     let groups = accumulate(
         ev,
         a,
         g,
+        Over::Both(&mut natives),
         |v| (Sum::of(v), 1u32, v.is_infinite()),
         |s, v| {
             s.0.add(v);
@@ -98,31 +199,34 @@ fn average(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), 
     )?;
     let overflown = groups.values().flatten().flatten().any(|s| s.0.value().is_infinite() && !s.2);
     if !overflown {
-        return emit(groups, sink, |s| s.0.value() / f64::from(s.1));
+        return emit_both(ev, a, groups, natives, g, sink, |s| s.0.value() / f64::from(s.1));
     }
-    let all = gather(ev, a, g)?;
-    emit_gathered(all, g, sink, &|_, values| {
-        mean(
-            values.iter().skip(1).fold(Sum::of(values[0]), |mut s, v| {
-                s.add(*v);
-                s
-            }),
-            values,
-        )
-    })
+    let mut means: BTreeMap<Labels, Vec<Option<f64>>> = BTreeMap::new();
+    for (labels, members) in gather(ev, a, g)? {
+        let slots = means.entry(labels).or_default();
+        for i in 0..g.n {
+            let values: Vec<f64> = members.iter().filter_map(|m| m.col.get(i)).collect();
+            slots.push(values.split_first().map(|(first, rest)| {
+                let mut sum = Sum::of(*first);
+                rest.iter().for_each(|v| sum.add(*v));
+                mean(sum, &values)
+            }));
+        }
+    }
+    emit_both(ev, a, means, natives, g, sink, |v| v)
 }
 
 fn simple(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
     match a.op {
-        AggOp::Count => emit(accumulate(ev, a, g, |_| 1.0, |n, _| *n += 1.0)?, sink, |n| n),
-        AggOp::Group => emit(accumulate(ev, a, g, |_| 1.0, |_, _| ())?, sink, |n| n),
+        AggOp::Count => emit(accumulate(ev, a, g, Over::All, |_| 1.0, |n, _| *n += 1.0)?, sink, |n| n),
+        AggOp::Group => emit(accumulate(ev, a, g, Over::All, |_| 1.0, |_, _| ())?, sink, |n| n),
         AggOp::Min => {
             let less = |old: &mut f64, v: f64| {
                 if v < *old || old.is_nan() {
                     *old = v;
                 }
             };
-            emit(accumulate(ev, a, g, |v| v, less)?, sink, |v| v)
+            emit(accumulate(ev, a, g, Over::Numbers, |v| v, less)?, sink, |v| v)
         }
         AggOp::Max => {
             let more = |old: &mut f64, v: f64| {
@@ -130,7 +234,7 @@ fn simple(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), E
                     *old = v;
                 }
             };
-            emit(accumulate(ev, a, g, |v| v, more)?, sink, |v| v)
+            emit(accumulate(ev, a, g, Over::Numbers, |v| v, more)?, sink, |v| v)
         }
         op => {
             // Measured from the first value, so that what great values share takes no digits.
@@ -139,6 +243,7 @@ fn simple(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), E
                 ev,
                 a,
                 g,
+                Over::Numbers,
                 |v| (base(v), Moments::of(v - base(v))),
                 |(base, m), v| m.add(v - *base),
             )?;
@@ -151,9 +256,19 @@ fn simple(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result<(), E
 /// All series of each group.
 fn gather(ev: &Eval<'_>, a: &Aggregate, g: Grid) -> Result<BTreeMap<Labels, Vec<Series>>, Error> {
     let mut all: BTreeMap<Labels, Vec<Series>> = BTreeMap::new();
-    ev.vector(&a.expr, g, &mut |s| {
-        ev.hold(g.n)?;
-        all.entry(group(a, &s.labels)).or_default().push(s);
+    let numbers = a.op != AggOp::Limitk;
+    ev.vector(&a.expr, g, &mut |mut s| {
+        if numbers && !s.col.h.is_empty() {
+            // Means of histograms are made elsewhere.
+            if a.op != AggOp::Avg {
+                ignored(ev, a);
+            }
+            s.col.drop_histograms();
+        }
+        if s.col.any() {
+            ev.hold(s.col.weight())?;
+            all.entry(group(a, &s.labels)).or_default().push(s);
+        }
         Ok(())
     })?;
     Ok(all)
@@ -206,12 +321,13 @@ fn count_values(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result
     ev.vector(&a.expr, g, &mut |s| {
         // `by (label)` would keep the series' own value of the label, which the counted value replaces.
         let base = group(a, &s.labels);
-        let mut last: Option<(u64, Labels)> = None;
+        let mut last: Option<(Point, Labels)> = None;
         for i in 0..g.n {
-            let Some(v) = s.col.get(i) else { continue };
-            let labels = match &last {
-                Some((bits, labels)) if *bits == v.to_bits() => labels.clone(),
-                _ => base.with(label, &number(v)),
+            let Some(v) = s.col.point(i) else { continue };
+            let labels = match (&last, &v) {
+                (Some((before, labels)), v) if before == v => labels.clone(),
+                (_, Point::Number(v)) => base.with(label, &number(*v)),
+                (_, Point::Histogram(h)) => base.with(label, &h.to_string()),
             };
             let col = match counts.entry(labels.clone()) {
                 std::collections::btree_map::Entry::Occupied(e) => e.into_mut(),
@@ -221,7 +337,7 @@ fn count_values(ev: &Eval<'_>, a: &Aggregate, g: Grid, sink: Sink<'_>) -> Result
                 }
             };
             col.set(i, if col.on[i] { col.v[i] + 1.0 } else { 1.0 });
-            last = Some((v.to_bits(), labels));
+            last = Some((v, labels));
         }
         Ok(())
     })?;

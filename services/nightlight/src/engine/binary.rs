@@ -1,13 +1,14 @@
 //! Operators: between numbers, between series and numbers, and between series that match.
 
 use super::{
-    Column, Error, Grid, Series,
+    Column, Error, Grid, Point, Series,
     eval::{Eval, Sink},
     fail,
+    native::Operator,
 };
 use crate::{
     labels::{Labels, NAME, Str},
-    promql::{Type, ast::*},
+    promql::{Span, Type, ast::*},
 };
 use std::collections::HashMap;
 
@@ -51,22 +52,38 @@ fn element(b: &Binary, l: f64, r: f64, kept: f64) -> Option<f64> {
     }
 }
 
+/// The same where either may be a histogram.
+fn any_element(op: &Operator<'_, '_>, b: &Binary, l: &Point, r: &Point, kept: &Point) -> Option<Point> {
+    let out = op.apply(l, r)?;
+    match (b.op.is_comparison() && !b.return_bool, &out) {
+        (true, Point::Number(holds)) => (*holds == 1.0).then(|| kept.clone()),
+        _ => Some(out),
+    }
+}
+
 fn drops_name(b: &Binary) -> bool {
     !b.op.is_comparison() || b.return_bool
 }
 
-pub(super) fn eval(ev: &Eval<'_>, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
+pub(super) fn eval(ev: &Eval<'_>, span: Span, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
+    let op = Operator::new(ev, b.op, span);
     match (b.lhs.ty(), b.rhs.ty()) {
         (Type::Vector, Type::Scalar) => {
             let r = ev.scalar(&b.rhs, g)?;
-            with_scalar(ev, b, &b.lhs, g, sink, &|i, v| element(b, v, r[i], v))
+            with_scalar(ev, b, &b.lhs, g, sink, &|i, v| match v {
+                Point::Number(v) if !b.op.is_trim() => element(b, v, r[i], v).map(Point::Number),
+                v => any_element(&op, b, &v, &Point::Number(r[i]), &v),
+            })
         }
         (Type::Scalar, Type::Vector) => {
             let l = ev.scalar(&b.lhs, g)?;
-            with_scalar(ev, b, &b.rhs, g, sink, &|i, v| element(b, l[i], v, v))
+            with_scalar(ev, b, &b.rhs, g, sink, &|i, v| match v {
+                Point::Number(v) => element(b, l[i], v, v).map(Point::Number),
+                v => any_element(&op, b, &Point::Number(l[i]), &v, &v),
+            })
         }
         _ if b.op.is_set() => set(ev, b, g, sink),
-        _ => join(ev, b, g, sink),
+        _ => join(ev, &op, b, g, sink),
     }
 }
 
@@ -76,20 +93,21 @@ fn with_scalar(
     e: &Expr,
     g: Grid,
     sink: Sink<'_>,
-    f: &dyn Fn(usize, f64) -> Option<f64>,
+    f: &dyn Fn(usize, Point) -> Option<Point>,
 ) -> Result<(), Error> {
     let change = |col: &mut Column| {
         for i in 0..col.v.len() {
-            if let Some(v) = col.get(i) {
+            if let Some(v) = col.point(i) {
                 match f(i, v) {
-                    Some(v) => col.v[i] = v,
-                    None => col.on[i] = false,
+                    Some(v) => col.put(i, v),
+                    None => col.unset(i),
                 }
             }
         }
     };
     if drops_name(b) {
-        return ev.nameless(e, g, sink, &change);
+        let mut some = |s: Series| if s.col.any() { sink(s) } else { Ok(()) };
+        return ev.nameless(e, g, &mut some, &change);
     }
     ev.vector(e, g, &mut |mut s| {
         change(&mut s.col);
@@ -154,7 +172,7 @@ struct One {
 }
 
 /// Arithmetic and comparison between series of both sides with equal signatures.
-fn join(ev: &Eval<'_>, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
+fn join(ev: &Eval<'_>, op: &Operator<'_, '_>, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
     let m = &b.matching;
     // "Many" is the side that may have several series a signature; the left one when neither may.
     let swapped = m.card == Card::OneToMany;
@@ -163,7 +181,7 @@ fn join(ev: &Eval<'_>, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error>
         if swapped { (m.fill_right, m.fill_left) } else { (m.fill_left, m.fill_right) };
     let mut ones: HashMap<Labels, One> = HashMap::new();
     ev.vector(one, g, &mut |s| {
-        ev.hold(g.n)?;
+        ev.hold(s.col.weight())?;
         let slot = ones.entry(signature(m, &s.labels)).or_insert_with(|| One {
             col: Column::empty(g.n),
             who: vec![0; g.n],
@@ -172,19 +190,22 @@ fn join(ev: &Eval<'_>, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error>
             twice: None,
         });
         for i in 0..g.n {
-            let Some(v) = s.col.get(i) else { continue };
+            let Some(v) = s.col.point(i) else { continue };
             if slot.col.on[i] && slot.twice.is_none() {
                 slot.twice = Some((i, slot.labels[slot.who[i] as usize].clone(), s.labels.clone()));
             }
-            slot.col.set(i, v);
+            slot.col.put(i, v);
             slot.who[i] = slot.labels.len() as u32;
         }
         slot.labels.push(s.labels);
         Ok(())
     })?;
-    let compute = |many: f64, one: f64| {
+    let compute = |many: Point, one: Point| {
         let (l, r) = if swapped { (one, many) } else { (many, one) };
-        element(b, l, r, l)
+        match (l, r) {
+            (Point::Number(l), Point::Number(r)) => element(b, l, r, l).map(Point::Number),
+            (l, r) => any_element(op, b, &l, &r, &l),
+        }
     };
     let mut many_there = vec![false; g.n];
     let mut out = ev.distinct(true);
@@ -207,13 +228,14 @@ fn join(ev: &Eval<'_>, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error>
         // The partner may change from step to step, and the labels that it gives with it.
         let mut parts: Vec<(Option<u32>, Series)> = Vec::new();
         for i in 0..g.n {
-            let Some(v) = s.col.get(i) else { continue };
+            let Some(v) = s.col.point(i) else { continue };
             let (other, who) = match (&mut partner, fill_one) {
                 (Some(p), _) if p.col.on[i] => {
                     p.met[i] = true;
-                    (p.col.v[i], Some(p.who[i]))
+                    let Some(v) = p.col.point(i) else { continue };
+                    (v, Some(p.who[i]))
                 }
-                (_, Some(fill)) => (fill, None),
+                (_, Some(fill)) => (Point::Number(fill), None),
                 _ => continue,
             };
             let Some(v) = compute(v, other) else { continue };
@@ -237,7 +259,7 @@ fn join(ev: &Eval<'_>, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error>
                     parts.len() - 1
                 }
             };
-            parts[at].1.col.set(i, v);
+            parts[at].1.col.put(i, v);
         }
         matched.extend(parts.into_iter().map(|p| p.1));
         Ok(())
@@ -268,10 +290,10 @@ fn join(ev: &Eval<'_>, b: &Binary, g: Grid, sink: Sink<'_>) -> Result<(), Error>
                 for i in 0..g.n {
                     if !one.met[i]
                         && one.who[i] as usize == w
-                        && let Some(v) = one.col.get(i)
-                        && let Some(v) = compute(fill, v)
+                        && let Some(v) = one.col.point(i)
+                        && let Some(v) = compute(Point::Number(fill), v)
                     {
-                        col.set(i, v);
+                        col.put(i, v);
                     }
                 }
                 if col.any() {

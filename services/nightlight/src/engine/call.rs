@@ -3,7 +3,7 @@
 use super::{
     Column, Error, Grid, Series, buckets, date,
     eval::{Eval, Sink, absent_labels},
-    fail, window,
+    fail, info, native, window,
 };
 use crate::{
     labels::{Labels, anchored, quote},
@@ -46,7 +46,7 @@ pub(super) fn eval(
                 "clamp_max" => bound(1),
                 _ => unbounded(f64::INFINITY),
             }?;
-            ev.nameless(&args[0], g, sink, &|col| {
+            ev.numbers(&args[0], g, sink, &|col| {
                 for i in 0..col.v.len() {
                     let (v, l, h) = (col.v[i], low[i], high[i]);
                     col.on[i] &= name != "clamp" || (l <= h || l.is_nan() || h.is_nan());
@@ -61,7 +61,7 @@ pub(super) fn eval(
                 Some(arg) => ev.scalar(arg, g)?,
                 None => vec![1.0; g.n],
             };
-            ev.nameless(&args[0], g, sink, &|col| {
+            ev.numbers(&args[0], g, sink, &|col| {
                 for (v, to) in col.v.iter_mut().zip(&to) {
                     let inverse = 1.0 / to;
                     *v = (*v * inverse + 0.5).floor() / inverse;
@@ -74,7 +74,7 @@ pub(super) fn eval(
                 let v = (0..g.n).map(|i| date::part(name, g.at(i) as f64 / 1000.0)).collect();
                 sink(Series { labels: Labels::default(), col: Column::full(v) })
             }
-            Some(arg) => ev.nameless(arg, g, sink, &|col| {
+            Some(arg) => ev.numbers(arg, g, sink, &|col| {
                 col.v.iter_mut().for_each(|v| *v = date::part(name, *v));
             }),
         },
@@ -84,15 +84,12 @@ pub(super) fn eval(
         "histogram_quantile" => buckets::quantile(ev, args, g, sink),
         "histogram_quantiles" => buckets::quantiles(ev, args, text(&args[1])?, g, sink),
         "histogram_fraction" => buckets::fraction(ev, args, g, sink),
-        // Of native histograms only, and the store holds none: series of numbers give nothing.
         "histogram_avg" | "histogram_count" | "histogram_stddev" | "histogram_stdvar" | "histogram_sum" => {
-            ev.vector(&args[0], g, &mut |_| Ok(()))
+            native::of_each(ev, name, &args[0], g, sink)
         }
-        "info" => {
-            fail("function info() is not supported by this version: join with the info metric by group_left")
-        }
+        "info" => info::eval(ev, args, g, sink),
         _ => match element(name) {
-            Some(f) => ev.nameless(&args[0], g, sink, &|col| {
+            Some(f) => ev.numbers(&args[0], g, sink, &|col| {
                 col.v.iter_mut().for_each(|v| *v = f(*v));
             }),
             None => fail(format!("function {name}() is not supported by this version")),
@@ -141,6 +138,7 @@ fn timestamp(ev: &Eval<'_>, arg: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), E
     match &arg.bare().kind {
         Kind::Selector(s) => ev.selector(s, g, true, &mut pass)?,
         _ => ev.vector(arg, g, &mut |mut s| {
+            s.col.h.clear();
             (0..g.n).for_each(|i| s.col.v[i] = g.at(i) as f64 / 1000.0);
             pass(s)
         })?,
@@ -161,8 +159,12 @@ fn sort(ev: &Eval<'_>, name: &str, args: &[Expr], g: Grid, sink: Sink<'_>) -> Re
         return ev.vector(&args[0], g, sink);
     }
     let mut all = Vec::new();
-    ev.vector(&args[0], g, &mut |s| {
-        ev.hold(g.n)?;
+    let by_value = !name.starts_with("sort_by_label");
+    ev.vector(&args[0], g, &mut |mut s| {
+        if by_value {
+            s.col.drop_histograms();
+        }
+        ev.hold(s.col.weight())?;
         all.push(s);
         Ok(())
     })?;

@@ -1,13 +1,15 @@
 //! The walk over the tree.
 
 use super::{
-    Cancel, Column, Error, Grid, Notes, Query, Samples, Series, Stats, Storage, Value, call, fail, is_stale,
+    Cancel, Column, Error, Grid, Notes, Point, Query, Samples, Series, Stats, Storage, Value, call,
+    explain::{Shared, Trace},
+    fail, is_stale,
 };
 use crate::{
     labels::{Labels, MatchOp, NAME},
     promql::{Expr, Span, Type, ast::*, duration, position},
 };
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 
 /// Receives one series after the other.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(Series) -> Result<(), Error>;
@@ -28,18 +30,76 @@ pub(super) struct Eval<'a> {
     cancel: &'a Cancel,
     notes: RefCell<Notes>,
     stats: RefCell<Stats>,
+    shared: Shared,
+    trace: Option<Trace<'a>>,
 }
 
 /// Most remarks of each kind.
 const NOTES_MAX: usize = 10;
 
 impl<'a> Eval<'a> {
-    pub fn new(storage: &'a dyn Storage, text: &'a str, query: Query, cancel: &'a Cancel) -> Self {
-        Eval { storage, text, query, cancel, notes: RefCell::default(), stats: RefCell::default() }
+    pub fn new(
+        storage: &'a dyn Storage,
+        text: &'a str,
+        expr: &Expr,
+        query: Query,
+        cancel: &'a Cancel,
+        trace: Option<Trace<'a>>,
+    ) -> Self {
+        let shared = Shared::of(expr, text);
+        let (notes, stats) = (RefCell::default(), RefCell::default());
+        Eval { storage, text, query, cancel, notes, stats, shared, trace }
     }
 
-    pub fn finish(self) -> (Notes, Stats) {
-        (self.notes.into_inner(), self.stats.into_inner())
+    pub fn finish(self) -> (Notes, Stats, Option<Trace<'a>>) {
+        (self.notes.into_inner(), self.stats.into_inner(), self.trace)
+    }
+
+    /// Calls `f` with a sink that counts what goes through it, and writes down what it took.
+    fn measured(
+        &self,
+        e: &Expr,
+        sink: Sink<'_>,
+        f: &dyn Fn(Sink<'_>) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        let Some(trace) = &self.trace else { return f(sink).map(|_| ()) };
+        trace.enter(e);
+        let (begun, before) = (trace.now(), self.stats.borrow().samples);
+        let (mut series, mut bytes, mut elsewhere) = (0, 0, 0);
+        let done = f(&mut |s| {
+            series += 1;
+            bytes += (s.col.weight() * super::POINT_BYTES) as u64;
+            let left = trace.now();
+            let done = sink(s);
+            elsewhere += trace.now().saturating_sub(left);
+            done
+        });
+        let took = trace.now().saturating_sub(begun).saturating_sub(elsewhere);
+        let samples = self.stats.borrow().samples - before;
+        trace.leave(series, bytes, took, samples, matches!(done, Ok(true)));
+        done.map(|_| ())
+    }
+
+    /// The series of a node; if it has equals they are kept for these. True: they were.
+    fn once(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<bool, Error> {
+        let Some(group) = self.shared.group(e) else { return self.node(e, g, sink).map(|()| false) };
+        if let Some(all) = self.shared.get(group, g) {
+            all.into_iter().try_for_each(sink)?;
+            return Ok(true);
+        }
+        let remarks = |n: &Notes| n.warnings.len() + n.infos.len();
+        let before = remarks(&self.notes.borrow());
+        let mut kept = Vec::new();
+        self.node(e, g, &mut |s| {
+            self.hold(s.col.weight())?;
+            kept.push(s.clone());
+            sink(s)
+        })?;
+        // Remarks have positions: the equal node has to make its own.
+        if remarks(&self.notes.borrow()) == before {
+            self.shared.keep(group, g, kept);
+        }
+        Ok(false)
     }
 
     fn note(&self, kind: &str, span: Span, message: &str) -> String {
@@ -98,13 +158,21 @@ impl<'a> Eval<'a> {
             Type::Scalar => {
                 let v = self.scalar(e, g)?;
                 let t = (0..g.n).map(|i| g.at(i)).collect();
-                Ok(Value::Matrix(vec![(Labels::default(), Samples { t, v })]))
+                Ok(Value::Matrix(vec![(Labels::default(), Samples::numbers(t, v))]))
             }
             Type::Matrix => {
                 let mut out = Vec::new();
-                self.windows(e, g, &mut |labels, s, _| {
-                    self.hold(s.t.len())?;
-                    out.push((labels.clone(), s.clone()));
+                let ends = ends_of(e);
+                self.windows(e, g, &mut |labels, s, w| {
+                    self.hold(s.weight())?;
+                    let end = w.ends.at(0);
+                    let s = match ends {
+                        Ends::Plain => s.clone(),
+                        ends => super::ends::shown(s, end - w.range, end, ends == Ends::Smoothed),
+                    };
+                    if !s.is_empty() {
+                        out.push((labels.clone(), s));
+                    }
                     Ok(())
                 })?;
                 out.sort_by(|a, b| a.0.cmp(&b.0));
@@ -113,9 +181,9 @@ impl<'a> Eval<'a> {
             Type::Vector if instant => {
                 let mut out = Vec::new();
                 self.vector(e, g, &mut |s| {
-                    if let Some(v) = s.col.get(0) {
-                        self.hold(1)?;
-                        out.push((s.labels, g.start, v));
+                    if let Some(p) = s.col.point(0) {
+                        self.hold(s.col.weight())?;
+                        out.push((s.labels, g.start, p));
                     }
                     Ok(())
                 })?;
@@ -129,12 +197,11 @@ impl<'a> Eval<'a> {
                 self.vector(e, g, &mut |s| {
                     let mut points = Samples::default();
                     for i in 0..g.n {
-                        if let Some(v) = s.col.get(i) {
-                            points.t.push(g.at(i));
-                            points.v.push(v);
+                        if let Some(p) = s.col.point(i) {
+                            points.push(g.at(i), p);
                         }
                     }
-                    self.hold(points.t.len())?;
+                    self.hold(points.weight())?;
                     if !points.t.is_empty() {
                         out.push((s.labels, points));
                     }
@@ -199,12 +266,22 @@ impl<'a> Eval<'a> {
     /// The series of an instant vector, one after the other.
     pub fn vector(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
         if g.n > 1 && invariant(e) {
-            return self.node(e, Grid { n: 1, ..g }, &mut |s| {
-                let col = Column { v: vec![s.col.v[0]; g.n], on: vec![s.col.on[0]; g.n] };
-                sink(Series { labels: s.labels, col })
-            });
+            let one = Grid { n: 1, ..g };
+            return self.measured(
+                e,
+                &mut |s| {
+                    let repeat = |h: &Option<_>| vec![h.clone(); g.n];
+                    let h = s.col.h.first().map(repeat).unwrap_or_default();
+                    let col = Column { v: vec![s.col.v[0]; g.n], on: vec![s.col.on[0]; g.n], h };
+                    sink(Series { labels: s.labels, col })
+                },
+                &|sink| self.once(e, one, sink),
+            );
         }
-        self.node(e, g, sink)
+        match e.kind {
+            Kind::Paren(_) => self.node(e, g, sink),
+            _ => self.measured(e, sink, &|sink| self.once(e, g, sink)),
+        }
     }
 
     fn node(&self, e: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), Error> {
@@ -214,8 +291,9 @@ impl<'a> Eval<'a> {
             Kind::Unary { negative: false, expr } => self.vector(expr, g, sink),
             Kind::Unary { negative: true, expr } => self.nameless(expr, g, sink, &|col| {
                 col.v.iter_mut().for_each(|v| *v = -*v);
+                col.h.iter_mut().flatten().for_each(|h| Arc::make_mut(h).mul(-1.0));
             }),
-            Kind::Binary(b) => super::binary::eval(self, b, g, sink),
+            Kind::Binary(b) => super::binary::eval(self, e.span, b, g, sink),
             Kind::Aggregate(a) => super::aggregate::eval(self, e.span, a, g, sink),
             Kind::Call { function, args } => call::eval(self, e, function.name, args, g, sink),
             _ => fail("expected an instant vector"),
@@ -231,6 +309,15 @@ impl<'a> Eval<'a> {
             distinct.pass(s, &mut *sink)
         })?;
         distinct.end(sink)
+    }
+
+    /// Each column of `e` changed by `f`, which sees numbers only; the metric's name and histograms dropped.
+    pub fn numbers(&self, e: &Expr, g: Grid, sink: Sink<'_>, f: &dyn Fn(&mut Column)) -> Result<(), Error> {
+        let mut some = |s: Series| if s.col.any() { sink(s) } else { Ok(()) };
+        self.nameless(e, g, &mut some, &|col| {
+            col.drop_histograms();
+            f(col);
+        })
     }
 
     /// Makes series of equal labels one. `needed`: there may be such.
@@ -274,12 +361,25 @@ impl<'a> Eval<'a> {
     /// The newest sample of each series at each step, not older than the lookback; `stamps`: its instant instead of
     /// its value, in seconds.
     pub fn selector(&self, s: &Selector, g: Grid, stamps: bool, sink: Sink<'_>) -> Result<(), Error> {
-        refuse_ends(s.ends)?;
         let (at, lookback) = (self.shifted(&s.when, g)?, self.query.lookback_ms);
         let from = at.start.saturating_sub(lookback).saturating_add(1);
-        self.storage.select(&s.matchers, from, at.last(), &mut |labels, samples| {
+        if s.ends == Ends::Anchored {
+            return fail("anchored modifier can only be used with ranges");
+        }
+        let smoothed = s.ends == Ends::Smoothed && !stamps;
+        let to = at.last().saturating_add(if smoothed { lookback } else { 0 });
+        self.storage.select(&s.matchers, from, to, &mut |labels, samples| {
             self.loaded(samples.t.len())?;
             let mut col = Column::empty(g.n);
+            if smoothed {
+                let samples = fresh(samples);
+                for i in 0..g.n {
+                    if let Some(p) = super::ends::instant(&samples, at.at(i), lookback) {
+                        col.put(i, p);
+                    }
+                }
+                return if col.any() { sink(Series { labels: labels.clone(), col }) } else { Ok(()) };
+            }
             let mut next = 0;
             for i in 0..g.n {
                 let t = at.at(i);
@@ -287,8 +387,13 @@ impl<'a> Eval<'a> {
                     next += 1;
                 }
                 let Some(last) = next.checked_sub(1) else { continue };
-                if samples.t[last] > t.saturating_sub(lookback) && !is_stale(samples.v[last]) {
-                    col.set(i, if stamps { samples.t[last] as f64 / 1000.0 } else { samples.v[last] });
+                if samples.t[last] <= t.saturating_sub(lookback) || is_stale(samples.v[last]) {
+                    continue;
+                }
+                match samples.histogram(last) {
+                    _ if stamps => col.set(i, samples.t[last] as f64 / 1000.0),
+                    Some(h) => col.put(i, Point::Histogram(h.clone())),
+                    None => col.set(i, samples.v[last]),
                 }
             }
             if col.any() { sink(Series { labels: labels.clone(), col }) } else { Ok(()) }
@@ -304,21 +409,20 @@ impl<'a> Eval<'a> {
     ) -> Result<(), Error> {
         match &e.bare().kind {
             Kind::Range { selector, range } => {
-                refuse_ends(selector.ends)?;
                 let range = self.positive(range)?;
                 let ends = self.shifted(&selector.when, g)?;
                 let windows = Windows { ends, range, steps: g };
-                let from = ends.start.saturating_sub(range).saturating_add(1);
-                self.storage.select(&selector.matchers, from, ends.last(), &mut |labels, samples| {
+                let lookback = self.query.lookback_ms;
+                let before = if selector.ends == Ends::Plain { 0 } else { lookback };
+                let after = if selector.ends == Ends::Smoothed { lookback } else { 0 };
+                let from = ends.start.saturating_sub(range).saturating_sub(before).saturating_add(1);
+                let to = ends.last().saturating_add(after);
+                self.storage.select(&selector.matchers, from, to, &mut |labels, samples| {
                     self.loaded(samples.t.len())?;
                     if !samples.v.iter().any(|v| is_stale(*v)) {
                         return each(labels, samples, windows);
                     }
-                    let mut clean = Samples::default();
-                    for (t, v) in samples.t.iter().zip(&samples.v).filter(|(_, v)| !is_stale(**v)) {
-                        clean.t.push(*t);
-                        clean.v.push(*v);
-                    }
+                    let clean = fresh(samples);
                     if clean.t.is_empty() { Ok(()) } else { each(labels, &clean, windows) }
                 })
             }
@@ -344,9 +448,8 @@ impl<'a> Eval<'a> {
                     self.cancel.check()?;
                     let mut samples = Samples::default();
                     for i in 0..inner.n {
-                        if let Some(v) = series.col.get(i) {
-                            samples.t.push(inner.at(i));
-                            samples.v.push(v);
+                        if let Some(p) = series.col.point(i) {
+                            samples.push(inner.at(i), p);
                         }
                     }
                     if samples.t.is_empty() { Ok(()) } else { each(&series.labels, &samples, windows) }
@@ -357,11 +460,20 @@ impl<'a> Eval<'a> {
     }
 }
 
-fn refuse_ends(ends: Ends) -> Result<(), Error> {
-    match ends {
-        Ends::Plain => Ok(()),
-        Ends::Anchored => fail("anchored modifier is not supported by this version"),
-        Ends::Smoothed => fail("smoothed modifier is not supported by this version"),
+/// Without stale markers.
+fn fresh(samples: &Samples) -> Samples {
+    let mut clean = Samples::default();
+    for i in (0..samples.len()).filter(|i| !is_stale(samples.v[*i])) {
+        clean.push(samples.t[i], samples.point(i));
+    }
+    clean
+}
+
+/// How the ends of a range are treated.
+pub(super) fn ends_of(e: &Expr) -> Ends {
+    match &e.bare().kind {
+        Kind::Range { selector, .. } => selector.ends,
+        _ => Ends::Plain,
     }
 }
 
@@ -434,16 +546,16 @@ impl Distinct<'_, '_> {
         if let Some(at) = held.get(&s.labels) {
             let col = &mut self.order[*at].col;
             for i in 0..col.v.len() {
-                if let Some(v) = s.col.get(i) {
+                if let Some(p) = s.col.point(i) {
                     if col.on[i] || self.strict {
                         return fail("vector cannot contain metrics with the same labelset");
                     }
-                    col.set(i, v);
+                    col.put(i, p);
                 }
             }
             return Ok(());
         }
-        self.eval.hold(s.col.v.len())?;
+        self.eval.hold(s.col.weight())?;
         held.insert(s.labels.clone(), self.order.len());
         self.order.push(s);
         Ok(())

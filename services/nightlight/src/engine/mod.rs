@@ -5,7 +5,9 @@
 //! instead of starting anew at each step (`window`). What does not depend on the step is computed once.
 //!
 //! Rooms: `eval` walks the tree, `window` has functions over ranges, `call` functions over instants, `binary`
-//! operators between series, `aggregate` groups, `buckets` classic histograms, `date` the calendar.
+//! operators between series, `aggregate` groups, `native` all of these where native histograms are among the samples,
+//! `explain` what each node took and which are equal, `buckets` classic histograms, `ends` ranges that are `anchored` or `smoothed`, `info` joins with info metrics,
+//! `date` the calendar.
 //!
 //! Invariants: ranges are open at the left and closed at the right (Prometheus 3); a query loads at most
 //! [`Limits::samples`] samples, holds at most [`Limits::points`], and looks at its [`Cancel`] between series.
@@ -16,13 +18,19 @@ mod binary;
 mod buckets;
 mod call;
 mod date;
+mod ends;
 mod eval;
+mod explain;
+mod info;
 mod memory;
+mod native;
 mod window;
 
+pub use explain::{Clock, Node};
 pub use memory::Memory;
 
 use crate::{
+    histogram::Histogram,
     labels::{Labels, Matcher},
     promql::{Expr, Type},
 };
@@ -49,8 +57,85 @@ pub fn is_stale(v: f64) -> bool {
 pub struct Samples {
     /// Milliseconds since 1970.
     pub t: Vec<i64>,
-    /// Values, as many as instants.
+    /// Values, as many as instants; of a histogram its sum, so that stale markers of both kinds look alike.
     pub v: Vec<f64>,
+    /// Histograms, as many as instants; empty where all samples are numbers.
+    pub h: Vec<Option<Arc<Histogram>>>,
+}
+
+impl Samples {
+    /// Numbers only.
+    pub fn numbers(t: Vec<i64>, v: Vec<f64>) -> Self {
+        Samples { t, v, h: Vec::new() }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.t.len()
+    }
+
+    /// True when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.t.is_empty()
+    }
+
+    /// The histogram at `i`, if it is one.
+    pub fn histogram(&self, i: usize) -> Option<&Arc<Histogram>> {
+        self.h.get(i).and_then(Option::as_ref)
+    }
+
+    /// What is at `i`.
+    pub fn point(&self, i: usize) -> Point {
+        match self.histogram(i) {
+            Some(h) => Point::Histogram(h.clone()),
+            None => Point::Number(self.v[i]),
+        }
+    }
+
+    /// Adds a sample after the others.
+    pub fn push(&mut self, t: i64, p: Point) {
+        match p {
+            Point::Number(v) => {
+                self.v.push(v);
+                if !self.h.is_empty() {
+                    self.h.push(None);
+                }
+            }
+            Point::Histogram(h) => {
+                self.h.resize(self.t.len(), None);
+                self.v.push(h.sum);
+                self.h.push(Some(h));
+            }
+        }
+        self.t.push(t);
+    }
+
+    /// About how many points of a number they weigh.
+    pub fn weight(&self) -> usize {
+        self.t.len() + self.h.iter().flatten().map(|h| h.bytes() / POINT_BYTES).sum::<usize>()
+    }
+}
+
+/// What a number takes in a column, bytes.
+const POINT_BYTES: usize = 9;
+
+/// A sample's value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Point {
+    /// A number.
+    Number(f64),
+    /// A native histogram.
+    Histogram(Arc<Histogram>),
+}
+
+impl Point {
+    /// The number, if it is one.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Point::Number(v) => Some(*v),
+            Point::Histogram(_) => None,
+        }
+    }
 }
 
 /// Receives one series after the other.
@@ -104,8 +189,15 @@ impl Cancel {
 pub struct Limits {
     /// Samples read from the store.
     pub samples: u64,
-    /// Points held at once, 9 bytes each.
+    /// Points held, 9 bytes each; histograms weigh as many as they have bytes for.
     pub points: u64,
+}
+
+impl Limits {
+    /// As many points as fit so many bytes.
+    pub fn of_bytes(self, bytes: u64) -> Self {
+        Limits { points: bytes / POINT_BYTES as u64, ..self }
+    }
 }
 
 impl Default for Limits {
@@ -173,28 +265,73 @@ impl Grid {
 pub(crate) struct Column {
     pub v: Vec<f64>,
     pub on: Vec<bool>,
+    /// Histograms at the steps that have one; empty where there is none at all.
+    pub h: Vec<Option<Arc<Histogram>>>,
 }
 
 impl Column {
     pub fn empty(n: usize) -> Self {
-        Column { v: vec![0.0; n], on: vec![false; n] }
+        Column { v: vec![0.0; n], on: vec![false; n], h: Vec::new() }
     }
 
     pub fn full(v: Vec<f64>) -> Self {
-        Column { on: vec![true; v.len()], v }
+        Column { on: vec![true; v.len()], v, h: Vec::new() }
     }
 
+    /// The number at a step.
     pub fn get(&self, i: usize) -> Option<f64> {
-        if self.on[i] { Some(self.v[i]) } else { None }
+        if self.on[i] && self.h.get(i).is_none_or(Option::is_none) { Some(self.v[i]) } else { None }
+    }
+
+    /// The histogram at a step.
+    pub fn histogram(&self, i: usize) -> Option<&Arc<Histogram>> {
+        if self.on[i] { self.h.get(i).and_then(Option::as_ref) } else { None }
+    }
+
+    /// Whatever is at a step.
+    pub fn point(&self, i: usize) -> Option<Point> {
+        match self.histogram(i) {
+            Some(h) => Some(Point::Histogram(h.clone())),
+            None => self.get(i).map(Point::Number),
+        }
     }
 
     pub fn set(&mut self, i: usize, v: f64) {
         self.v[i] = v;
         self.on[i] = true;
+        if !self.h.is_empty() {
+            self.h[i] = None;
+        }
+    }
+
+    pub fn put(&mut self, i: usize, p: Point) {
+        match p {
+            Point::Number(v) => self.set(i, v),
+            Point::Histogram(h) => {
+                self.h.resize(self.v.len(), None);
+                (self.on[i], self.h[i]) = (true, Some(h));
+            }
+        }
+    }
+
+    pub fn unset(&mut self, i: usize) {
+        self.on[i] = false;
+    }
+
+    /// Leaves numbers only.
+    pub fn drop_histograms(&mut self) {
+        for (on, h) in self.on.iter_mut().zip(std::mem::take(&mut self.h)) {
+            *on &= h.is_none();
+        }
     }
 
     pub fn any(&self) -> bool {
         self.on.iter().any(|on| *on)
+    }
+
+    /// About how many points of a number it weighs.
+    pub fn weight(&self) -> usize {
+        self.v.len() + self.h.iter().flatten().map(|h| h.bytes() / POINT_BYTES).sum::<usize>()
     }
 }
 
@@ -213,7 +350,7 @@ pub enum Value {
     /// A string at one instant.
     String(i64, String),
     /// At one instant: a sample a series.
-    Vector(Vec<(Labels, i64, f64)>),
+    Vector(Vec<(Labels, i64, Point)>),
     /// Samples of each series.
     Matrix(Vec<(Labels, Samples)>),
 }
@@ -257,6 +394,32 @@ pub fn run(
     query: Query,
     cancel: &Cancel,
 ) -> Result<Answer, Error> {
+    let eval = eval::Eval::new(storage, text, expr, query, cancel, None);
+    let value = evaluate(&eval, expr, query)?;
+    let (notes, stats, _) = eval.finish();
+    Ok(Answer { value, notes, stats })
+}
+
+/// [`run`], and what every node of the query took. Times are in the unit of `clock`.
+pub fn explain(
+    storage: &dyn Storage,
+    text: &str,
+    expr: &Expr,
+    query: Query,
+    cancel: &Cancel,
+    clock: Clock<'_>,
+) -> Result<(Answer, Node), Error> {
+    let begun = clock();
+    let trace = explain::Trace::new(clock);
+    let eval = eval::Eval::new(storage, text, expr, query, cancel, Some(trace));
+    let value = evaluate(&eval, expr, query)?;
+    let (notes, stats, trace) = eval.finish();
+    let took = clock().saturating_sub(begun);
+    let node = trace.map(|t| t.end(expr, took, stats)).unwrap_or_default();
+    Ok((Answer { value, notes, stats }, node))
+}
+
+fn evaluate(eval: &eval::Eval<'_>, expr: &Expr, query: Query) -> Result<Value, Error> {
     let instant = query.step_ms == 0;
     if query.step_ms < 0 || query.end_ms < query.start_ms {
         return fail("end timestamp must not be before start time, and the step must be positive");
@@ -274,8 +437,5 @@ pub fn run(
         ));
     }
     let grid = Grid { start: query.start_ms, step: query.step_ms, n: n as usize };
-    let eval = eval::Eval::new(storage, text, query, cancel);
-    let value = eval.top(expr, grid, instant)?;
-    let (notes, stats) = eval.finish();
-    Ok(Answer { value, notes, stats })
+    eval.top(expr, grid, instant)
 }

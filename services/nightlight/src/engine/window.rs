@@ -3,11 +3,11 @@
 //! (a window is the end of one run and the beginning of the next; nothing is ever subtracted, so nothing cancels).
 
 use super::{
-    Column, Error, Grid, Samples, Series,
-    eval::{Eval, Sink, Windows, absent_labels, unique_without_name},
-    fail,
+    Column, Error, Grid, Samples, Series, ends,
+    eval::{Eval, Sink, Windows, absent_labels, ends_of, unique_without_name},
+    fail, native,
 };
-use crate::promql::{Expr, number};
+use crate::promql::{Expr, ast::Ends, number};
 use std::{cmp::Ordering, collections::VecDeque};
 
 /// Where the arguments of a function stand: the range, then the numbers.
@@ -28,6 +28,8 @@ pub(super) fn eval(ev: &Eval<'_>, name: &str, args: &[Expr], g: Grid, sink: Sink
     for at in numbers_at {
         numbers.push(ev.scalar(&args[*at], g)?);
     }
+    let ends = ends_of(range);
+    ends::check(ends, name)?;
     match name {
         "absent_over_time" => return absent(ev, range, g, sink),
         "quantile_over_time" => {
@@ -49,13 +51,20 @@ pub(super) fn eval(ev: &Eval<'_>, name: &str, args: &[Expr], g: Grid, sink: Sink
     let counter = matches!(name, "rate" | "increase");
     let mut out = ev.strict(!keeps_name && !unique_without_name(range));
     ev.windows(range, g, &mut |labels, samples, windows| {
-        let col = column(name, samples, windows, &numbers);
+        let col = if ends != Ends::Plain {
+            ends::column(ev, name, labels.name(), samples, windows, ends, range.span)
+        } else if samples.h.is_empty() {
+            column(name, samples, windows, &numbers)
+        } else {
+            native::column(ev, name, labels, samples, windows, &numbers, range.span)
+        };
         if !col.any() {
             return Ok(());
         }
         let metric = labels.name();
         let suffixes = ["_total", "_sum", "_count", "_bucket"];
-        if counter && !metric.is_empty() && !suffixes.iter().any(|s| metric.ends_with(s)) {
+        let some_number = || (0..col.v.len()).any(|i| col.get(i).is_some());
+        if counter && !metric.is_empty() && some_number() && !suffixes.iter().any(|s| metric.ends_with(s)) {
             let quoted = crate::labels::quote(metric);
             let what = "metric might not be a counter, name does not end in _total/_sum/_count/_bucket";
             ev.info(range.span, &format!("{what}: {quoted}"));
@@ -83,7 +92,7 @@ fn absent(ev: &Eval<'_>, range: &Expr, g: Grid, sink: Sink<'_>) -> Result<(), Er
 }
 
 /// Calls `f(step, first, end)` for every window with samples: they are `first..end`.
-fn each(s: &Samples, w: Windows, mut f: impl FnMut(usize, usize, usize)) {
+pub(super) fn each(s: &Samples, w: Windows, mut f: impl FnMut(usize, usize, usize)) {
     let (mut lo, mut hi) = (0, 0);
     for i in 0..w.ends.n {
         let end = w.ends.at(i);
@@ -100,7 +109,7 @@ fn each(s: &Samples, w: Windows, mut f: impl FnMut(usize, usize, usize)) {
     }
 }
 
-fn column(name: &str, s: &Samples, w: Windows, numbers: &[Vec<f64>]) -> Column {
+pub(super) fn column(name: &str, s: &Samples, w: Windows, numbers: &[Vec<f64>]) -> Column {
     let mut col = Column::empty(w.ends.n);
     let seconds = |t: i64| t as f64 / 1000.0;
     match name {
@@ -232,27 +241,42 @@ fn rate(name: &str, s: &Samples, w: Windows, col: &mut Column) {
         for f in falls[from..].iter().take_while(|f| **f < hi) {
             change += s.v[*f - 1];
         }
-        let seconds = |ms: i64| ms as f64 / 1000.0;
-        let mut to_start = seconds(s.t[lo] - (end - w.range));
-        let mut to_end = seconds(end - s.t[hi - 1]);
-        let sampled = seconds(s.t[hi - 1] - s.t[lo]);
-        let apart = sampled / (hi - lo - 1) as f64;
-        let near = apart * 1.1;
-        if to_start >= near {
-            to_start = apart / 2.0;
-        }
-        if counter && change > 0.0 && first >= 0.0 {
-            to_start = to_start.min(sampled * (first / change));
-        }
-        if to_end >= near {
-            to_end = apart / 2.0;
-        }
-        let mut factor = (sampled + to_start + to_end) / sampled;
+        let mut factor = reach(s.t[lo], s.t[hi - 1], hi - lo, end, w.range, |sampled| {
+            (counter && change > 0.0 && first >= 0.0).then(|| sampled * (first / change))
+        });
         if name == "rate" {
-            factor /= seconds(w.range);
+            factor /= w.range as f64 / 1000.0;
         }
         col.set(i, change * factor);
     });
+}
+
+/// By how much the change between `n` samples from `first` to `last` is extended, in a window of `range` up to `end`.
+/// `to_zero(seconds sampled)`: how long before the first sample a counter would have been zero.
+pub(super) fn reach(
+    first: i64,
+    last: i64,
+    n: usize,
+    end: i64,
+    range: i64,
+    to_zero: impl Fn(f64) -> Option<f64>,
+) -> f64 {
+    let seconds = |ms: i64| ms as f64 / 1000.0;
+    let mut to_start = seconds(first - (end - range));
+    let mut to_end = seconds(end - last);
+    let sampled = seconds(last - first);
+    let apart = sampled / (n - 1) as f64;
+    let near = apart * 1.1;
+    if to_start >= near {
+        to_start = apart / 2.0;
+    }
+    if let Some(zero) = to_zero(sampled) {
+        to_start = to_start.min(zero);
+    }
+    if to_end >= near {
+        to_end = apart / 2.0;
+    }
+    (sampled + to_start + to_end) / sampled
 }
 
 /// Something that runs of samples add up to.

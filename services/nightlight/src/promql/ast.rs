@@ -229,6 +229,10 @@ pub enum Op {
     Mod,
     Pow,
     Atan2,
+    /// `</`: without what is above.
+    TrimUpper,
+    /// `>/`: without what is below.
+    TrimLower,
     Eq,
     Ne,
     Lt,
@@ -251,6 +255,8 @@ impl Op {
             Op::Mod => "%",
             Op::Pow => "^",
             Op::Atan2 => "atan2",
+            Op::TrimUpper => "</",
+            Op::TrimLower => ">/",
             Op::Eq => "==",
             Op::Ne => "!=",
             Op::Lt => "<",
@@ -268,7 +274,7 @@ impl Op {
         match self {
             Op::Or => 1,
             Op::And | Op::Unless => 2,
-            Op::Eq | Op::Ne | Op::Lt | Op::Le | Op::Gt | Op::Ge => 3,
+            Op::Eq | Op::Ne | Op::Lt | Op::Le | Op::Gt | Op::Ge | Op::TrimUpper | Op::TrimLower => 3,
             Op::Add | Op::Sub => 4,
             Op::Mul | Op::Div | Op::Mod | Op::Atan2 => 5,
             Op::Pow => 6,
@@ -277,7 +283,12 @@ impl Op {
 
     /// `== != < <= > >=`
     pub fn is_comparison(self) -> bool {
-        self.precedence() == 3
+        self.precedence() == 3 && !self.is_trim()
+    }
+
+    /// `</ >/`
+    pub fn is_trim(self) -> bool {
+        matches!(self, Op::TrimUpper | Op::TrimLower)
     }
 
     /// `and or unless`

@@ -128,6 +128,17 @@ fn binary(e: &Expr, b: &Binary) -> Result<(), Complaint> {
     if fills && (!both || b.op.is_set()) {
         return Err((e.span, "filling in missing series only allowed between instant vectors".into()));
     }
+    if b.op.is_trim() && r != Type::Scalar {
+        let op = quote(b.op.as_str());
+        return Err((
+            e.span,
+            format!("operator {op} needs a histogram on its left and a number on its right"),
+        ));
+    }
+    if b.op.is_trim() && l == Type::Scalar {
+        let op = quote(b.op.as_str());
+        return Err((e.span, format!("operator {op} not allowed for Scalar operations")));
+    }
     if !both && b.op.is_set() {
         let op = quote(b.op.as_str());
         return Err((e.span, format!("set operator {op} not allowed in binary scalar expression")));

@@ -268,8 +268,10 @@ impl<'a> Lexer<'a> {
                 return Err(format!("unexpected character after '!': {}", rune(next)));
             }
             '<' if self.take(|c| c == '=') => Tok::Op(Op::Le),
+            '<' if self.take(|c| c == '/') => Tok::Op(Op::TrimUpper),
             '<' => Tok::Op(Op::Lt),
             '>' if self.take(|c| c == '=') => Tok::Op(Op::Ge),
+            '>' if self.take(|c| c == '/') => Tok::Op(Op::TrimLower),
             '>' => Tok::Op(Op::Gt),
             '{' => {
                 self.in_braces = true;

@@ -8,12 +8,14 @@
 pub mod ast;
 mod check;
 pub mod duration;
+mod features;
 pub mod functions;
 mod lex;
 mod parse;
 mod print;
 
 pub use ast::{Expr, Span, Type};
+pub use features::{Features, parse_with};
 pub use parse::{parse, parse_selector};
 pub use print::number;
 

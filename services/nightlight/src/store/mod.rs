@@ -1,33 +1,47 @@
 //! Where samples stay: a log ([`log`](self)), a head in memory, blocks on disk.
 //!
 //! A batch is acknowledged when the log holds it durably; batches that come while another is being written share the
-//! next write. The head keeps what the log holds, as columns of up to [`head::CHUNK`] samples. [`Store::cut`] makes a
-//! block of the head and starts a new log. A block never changes; every page of it is checked when it is read. Of
-//! two samples of a series at one instant the one that came last is read.
+//! next write. The head keeps what the log holds, as columns of up to [`head::CHUNK`] samples. [`Store::cut`] begins a
+//! new log and head at once and makes a block of the old ones while appends and queries go on. A block never changes;
+//! every page of it is checked when it is read. Of two samples of a series at one instant the one that came last is
+//! read.
 //!
-//! Files of the one flat folder: `log-N` and `block-N`, N in hexadecimal, rising; what ends in `.tmp` was never
-//! finished.
+//! Deletion ([`Store::delete`]) cuts and then writes down what is gone from the blocks that exist (`deletions`);
+//! compaction ([`Store::compact`]) rewrites blocks into fewer and leaves out what is gone.
 //!
-//! Rooms: `codec` columns to bytes, `log`, `head`, `block`, `index` which series a matcher means.
+//! Files of the one flat folder: `log-N` and `block-N`, N in hexadecimal, rising; `deletions`; what ends in `.tmp` was
+//! never finished.
+//!
+//! Rooms: `codec` and `native` columns to bytes, `log`, `head`, `block`, `index` which series a matcher means, `upkeep`
+//! all that happens to blocks, `tenants` a folder for each, `beside` exemplars and metadata (in memory only).
 
+mod beside;
 mod block;
 pub mod codec;
 mod head;
 mod index;
 mod log;
+mod native;
+mod tenants;
 #[cfg(test)]
 mod tests;
+mod upkeep;
+
+pub use beside::{Beside, Exemplar, Metadata, SeriesExemplars};
+pub use tenants::Tenants;
+pub use upkeep::{Done, Keep};
 
 use crate::{
-    engine::{Each, Samples, Storage},
+    engine::{Each, Point, Samples, Storage},
+    histogram::Histogram,
     labels::{Labels, Matcher, Str},
 };
 use block::Block;
 use head::Head;
-use log::Log;
+use log::{Log, Numbered};
 use photon_rt::disk::Disk;
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
@@ -40,11 +54,30 @@ pub struct Arrival {
     pub samples: Vec<(i64, f64)>,
 }
 
+/// Samples of one series, numbers and histograms.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// Whose.
+    pub labels: Labels,
+    /// Instants and numbers, in any order.
+    pub samples: Vec<(i64, f64)>,
+    /// Instants and histograms, in any order.
+    pub histograms: Vec<(i64, Arc<Histogram>)>,
+}
+
+impl From<Arrival> for Entry {
+    fn from(a: Arrival) -> Self {
+        Entry { labels: a.labels, samples: a.samples, histograms: Vec::new() }
+    }
+}
+
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
     /// Samples that are in the store now.
     pub stored: u64,
+    /// How many of those are histograms.
+    pub histograms: u64,
     /// Older than the newest of their series by more than the window for late ones.
     pub too_old: u64,
     /// At an instant that has another value.
@@ -103,11 +136,13 @@ pub struct Options {
     pub series_max: usize,
     /// A log this long asks for a cut, bytes.
     pub log_bytes: u64,
+    /// Blocks grow by compaction up to this size, bytes.
+    pub block_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { late_ms: 3_600_000, series_max: 10_000_000, log_bytes: 256 << 20 }
+        Options { late_ms: 3_600_000, series_max: 10_000_000, log_bytes: 256 << 20, block_bytes: 2 << 30 }
     }
 }
 
@@ -115,10 +150,14 @@ impl Default for Options {
 pub struct Store {
     disk: Arc<dyn Disk>,
     options: Options,
+    /// Held by whoever changes blocks, one at a time. Taken before all others.
+    upkeep: Mutex<()>,
     /// Batches that wait for the next write. Taken before `writer` or without it, never after.
     queue: Mutex<Queue>,
     writer: Mutex<Writer>,
     state: RwLock<State>,
+    /// Exemplars and metadata.
+    pub beside: Beside,
 }
 
 #[derive(Default)]
@@ -131,7 +170,7 @@ struct Queue {
 struct Waiting {
     ticket: u64,
     size: usize,
-    batch: Vec<Arrival>,
+    batch: Vec<Entry>,
 }
 
 struct Writer {
@@ -144,11 +183,30 @@ struct Writer {
 #[derive(Default)]
 struct State {
     head: Head,
-    blocks: Vec<Arc<Block>>,
+    /// Heads of older logs that are no blocks yet, oldest first.
+    frozen: Vec<(u64, Arc<Head>)>,
+    /// By rising order.
+    blocks: Vec<Placed>,
+}
+
+/// A block and what is deleted from it.
+#[derive(Clone)]
+struct Placed {
+    block: Arc<Block>,
+    gone: Arc<upkeep::Gone>,
+}
+
+impl Placed {
+    /// What is left of a series in the time.
+    fn read(&self, at: u32, from: i64, to: i64) -> Result<Samples, StoreError> {
+        let mut s = self.block.read(at, from, to)?;
+        self.gone.strip(at, &mut s);
+        Ok(s)
+    }
 }
 
 /// About how many bytes a batch takes in the log; refused if it is too large.
-fn check(batch: &[Arrival]) -> Result<usize, StoreError> {
+fn check(batch: &[Entry]) -> Result<usize, StoreError> {
     let mut size = 0usize;
     for a in batch {
         let bytes: usize = a.labels.iter().map(|(n, v)| n.len() + v.len()).sum();
@@ -158,7 +216,9 @@ fn check(batch: &[Arrival]) -> Result<usize, StoreError> {
                 "a series has {n} labels of {bytes} bytes: at most {LABELS_MAX} of {LABEL_BYTES_MAX} are taken"
             )));
         }
-        size = size.saturating_add(bytes + a.labels.len() * 4 + a.samples.len() * 18 + 16);
+        let histograms: usize = a.histograms.iter().map(|(_, h)| h.bytes() + 32).sum();
+        let numbers = a.samples.len() * 18;
+        size = size.saturating_add(bytes + a.labels.len() * 4 + numbers + histograms + 16);
     }
     if size > BATCH_BYTES_MAX {
         return Err(StoreError::TooLarge(format!(
@@ -188,29 +248,39 @@ impl Store {
         self::disk("sync the folder", disk.sync_dir())?;
         let numbers =
             |kind: &str| -> BTreeSet<u64> { names.iter().filter_map(|n| number_of(n, kind)).collect() };
-        let (logs, blocks) = (numbers("log"), numbers("block"));
-        let mut state = State::default();
-        for n in &blocks {
-            state.blocks.push(Arc::new(Block::open(&*disk, *n)?));
-        }
+        let (mut logs, blocks) = (numbers("log"), numbers("block"));
         let next = logs.iter().chain(&blocks).max().map_or(1, |n| n + 1);
+        let (blocks, logged) = upkeep::open_blocks(&*disk, &blocks)?;
+        // What a block holds is not replayed.
+        for old in logs.iter().filter(|n| **n <= logged) {
+            self::disk("remove an old log", disk.remove(&log::name(*old)))?;
+        }
+        logs.retain(|n| *n > logged);
+        let mut state = State { blocks, ..State::default() };
+        let mut frames = 0;
         for n in &logs {
             // Only the newest log can have been cut off while it was written.
             let newest = Some(n) == logs.last();
-            log::replay(&*disk, *n, newest, &mut |batch| {
-                state.head.apply(batch, &options);
-            })?;
+            let mut head = Head::default();
+            frames = log::replay(&*disk, *n, newest, &mut |batch| head.apply(batch, &options).map(|_| ()))?;
+            if newest {
+                state.head = head;
+            } else if head.len() > 0 {
+                state.frozen.push((*n, Arc::new(head)));
+            }
         }
         let (log, next) = match logs.last() {
-            Some(n) => (Log::append_to(&*disk, *n)?, next),
+            Some(n) => (Log::append_to(&*disk, *n, frames)?, next),
             None => (Log::create(&*disk, next)?, next + 1),
         };
         Ok(Store {
             disk,
             options,
+            upkeep: Mutex::default(),
             queue: Mutex::default(),
             writer: Mutex::new(Writer { log, next, stopped: None }),
             state: RwLock::new(state),
+            beside: Beside::default(),
         })
     }
 
@@ -224,6 +294,11 @@ impl Store {
 
     /// Takes samples; when it answers, they survive the loss of power. What is refused is counted in the outcome.
     pub fn append(&self, batch: Vec<Arrival>) -> Result<Outcome, StoreError> {
+        self.append_all(batch.into_iter().map(Entry::from).collect())
+    }
+
+    /// [`Store::append`], histograms too.
+    pub fn append_all(&self, batch: Vec<Entry>) -> Result<Outcome, StoreError> {
         let size = check(&batch)?;
         let ticket = {
             let mut q = lock(&self.queue);
@@ -252,88 +327,71 @@ impl Store {
                 group.push(next);
             }
         }
+        // Whoever holds the writer is the only one to change the head: its numbers stay what they are.
+        let tickets: Vec<u64> = group.iter().map(|g| g.ticket).collect();
+        let group = self.numbered(group);
         let written = match &w.stopped {
             Some(e) => Err(StoreError::Stopped(e.to_string())),
-            None => w.log.write(group.iter().map(|g| g.batch.as_slice())),
+            None => w.log.write(group.iter().map(|g| g.0.as_slice())),
         };
+        let mut done = Vec::with_capacity(tickets.len());
         match written {
             Ok(()) => {
                 let mut state = self.write();
-                let done: Vec<(u64, Outcome)> =
-                    group.into_iter().map(|g| (g.ticket, state.head.apply(g.batch, &self.options))).collect();
-                drop(state);
-                lock(&self.queue).done.extend(done.into_iter().map(|(t, o)| (t, Ok(o))));
+                for (ticket, (batch, over_limit)) in tickets.into_iter().zip(group) {
+                    let outcome = state.head.apply(batch, &self.options);
+                    let wrong =
+                        |_| StoreError::Damaged { file: "memory".into(), what: "a series' number".into() };
+                    done.push((ticket, outcome.map(|o| Outcome { over_limit, ..o }).map_err(wrong)));
+                }
             }
             Err(e) => {
                 // After a failed sync nobody knows what the disk holds ("fsyncgate").
                 w.stopped.get_or_insert_with(|| e.clone());
-                lock(&self.queue).done.extend(group.into_iter().map(|g| (g.ticket, Err(e.clone()))));
+                done.extend(tickets.into_iter().map(|t| (t, Err(e.clone()))));
             }
         }
+        lock(&self.queue).done.extend(done);
     }
 
-    /// True when the log is long enough for a cut.
-    pub fn wants_cut(&self) -> bool {
-        lock(&self.writer).log.bytes() >= self.options.log_bytes
-    }
-
-    /// Makes a block of the head and starts a new log. Appends wait meanwhile, queries don't.
-    pub fn cut(&self) -> Result<(), StoreError> {
-        let mut w = lock(&self.writer);
-        if let Some(e) = &w.stopped {
-            return Err(StoreError::Stopped(e.to_string()));
-        }
-        let all = self.read().head.all()?;
-        if all.is_empty() {
-            return Ok(());
-        }
-        let done = self.cut_locked(&mut w, all);
-        if let Err(e) = &done {
-            w.stopped = Some(e.clone());
-        }
-        done
-    }
-
-    fn cut_locked(&self, w: &mut Writer, all: Vec<(Labels, Samples)>) -> Result<(), StoreError> {
-        let (block, log) = (w.next, w.next + 1);
-        w.next += 2;
-        block::write(&*self.disk, block, &all)?;
-        let block = Arc::new(Block::open(&*self.disk, block)?);
-        let old = std::mem::replace(&mut w.log, Log::create(&*self.disk, log)?);
-        let mut state = self.write();
-        state.blocks.push(block);
-        state.head = Head::default();
-        drop(state);
-        // The block and the new log are durable: what the old logs hold is in the block.
-        let names = disk("list files", self.disk.list())?;
-        for name in names.iter().filter(|n| number_of(n, "log").is_some_and(|n| n <= old.number())) {
-            disk("remove an old log", self.disk.remove(name))?;
-        }
-        disk("remove old logs", self.disk.sync_dir())
-    }
-
-    /// Forgets blocks that hold nothing newer than `before_ms`; how many.
-    pub fn expire(&self, before_ms: i64) -> Result<usize, StoreError> {
-        let _writer = lock(&self.writer);
-        let gone: Vec<u64> =
-            self.read().blocks.iter().filter(|b| b.max_t < before_ms).map(|b| b.number).collect();
-        self.write().blocks.retain(|b| !gone.contains(&b.number));
-        for n in &gone {
-            disk("remove an old block", self.disk.remove(&block::name(*n)))?;
-        }
-        disk("remove old blocks", self.disk.sync_dir())?;
-        Ok(gone.len())
+    /// Batches with the numbers of their series, and how many samples are of series beyond the limit.
+    fn numbered(&self, group: Vec<Waiting>) -> Vec<(Vec<Numbered>, u64)> {
+        let state = self.read();
+        let mut fresh: HashMap<Labels, u32> = HashMap::new();
+        let mut one = |entry: Entry, over: &mut u64| {
+            let known = state.head.number(&entry.labels).or_else(|| fresh.get(&entry.labels).copied());
+            let next = state.head.len() + fresh.len();
+            match known {
+                Some(at) => Some(Numbered { at, new: false, entry }),
+                None if next >= self.options.series_max.min(u32::MAX as usize) => {
+                    *over += (entry.samples.len() + entry.histograms.len()) as u64;
+                    None
+                }
+                None => {
+                    fresh.insert(entry.labels.clone(), next as u32);
+                    Some(Numbered { at: next as u32, new: true, entry })
+                }
+            }
+        };
+        let batch = |w: Waiting| {
+            let mut over = 0;
+            (w.batch.into_iter().filter_map(|e| one(e, &mut over)).collect(), over)
+        };
+        group.into_iter().map(batch).collect()
     }
 
     /// Labels of all series that pass `matchers` and have a chunk that touches the time.
     pub fn series(&self, matchers: &[Matcher], from_ms: i64, to_ms: i64) -> Vec<Labels> {
         let state = self.read();
         let mut out = BTreeSet::new();
-        state.head.series(matchers, from_ms, to_ms, &mut |l| {
-            out.insert(l.clone());
-        });
-        for b in state.blocks.iter().filter(|b| b.overlaps(from_ms, to_ms)) {
-            b.series(matchers, from_ms, to_ms, &mut |l| {
+        for head in state.frozen.iter().map(|f| &*f.1).chain([&state.head]) {
+            head.series(matchers, from_ms, to_ms, &mut |l| {
+                out.insert(l.clone());
+            });
+        }
+        for b in state.blocks.iter().filter(|b| b.block.overlaps(from_ms, to_ms)) {
+            let gone = |at: u32, from: i64, to: i64| b.gone.covers(at, from, to);
+            b.block.series(matchers, (from_ms, to_ms), &gone, &mut |l| {
                 out.insert(l.clone());
             });
         }
@@ -343,7 +401,8 @@ impl Store {
     /// Series in the head, samples in the head, blocks, bytes of blocks.
     pub fn size(&self) -> (usize, u64, usize, u64) {
         let s = self.read();
-        (s.head.len(), s.head.samples, s.blocks.len(), s.blocks.iter().map(|b| b.bytes).sum())
+        let samples = s.frozen.iter().map(|f| f.1.samples).sum::<u64>() + s.head.samples;
+        (s.head.len(), samples, s.blocks.len(), s.blocks.iter().map(|b| b.block.bytes).sum())
     }
 
     /// Values of a label over all series of the time.
@@ -358,7 +417,7 @@ impl Store {
 
 /// Pieces of one series from several places, each sorted. At one instant the later piece holds.
 fn join(pieces: Vec<Samples>) -> Samples {
-    let mut pieces = pieces.into_iter();
+    let mut pieces = pieces.into_iter().filter(|p| !p.is_empty());
     let Some(mut out) = pieces.next() else { return Samples::default() };
     for p in pieces {
         let follows = match (out.t.last(), p.t.first()) {
@@ -366,6 +425,11 @@ fn join(pieces: Vec<Samples>) -> Samples {
             _ => true,
         };
         if follows {
+            if !out.h.is_empty() || !p.h.is_empty() {
+                out.h.resize(out.t.len(), None);
+                out.h.extend(p.h);
+                out.h.resize(out.t.len() + p.t.len(), None);
+            }
             out.t.extend_from_slice(&p.t);
             out.v.extend_from_slice(&p.v);
             continue;
@@ -381,12 +445,10 @@ fn join(pieces: Vec<Samples>) -> Samples {
             };
             if second {
                 i += usize::from(a == b);
-                merged.t.push(p.t[k]);
-                merged.v.push(p.v[k]);
+                merged.push(p.t[k], p.point(k));
                 k += 1;
             } else {
-                merged.t.push(out.t[i]);
-                merged.v.push(out.v[i]);
+                merged.push(out.t[i], out.point(i));
                 i += 1;
             }
         }
@@ -395,12 +457,20 @@ fn join(pieces: Vec<Samples>) -> Samples {
     out
 }
 
+/// Numbers and histograms of one series as one.
+fn weave(numbers: Samples, natives: Vec<native::At>) -> Samples {
+    let mut of_natives = Samples::default();
+    natives.into_iter().for_each(|(t, h)| of_natives.push(t, Point::Histogram(h)));
+    join(vec![numbers, of_natives])
+}
+
 /// What makes up one series of a selection.
 #[derive(Default)]
 struct Parts {
     /// Which of the blocks, and which of its series; oldest first.
     blocks: Vec<(usize, u32)>,
-    head: Option<head::View>,
+    /// Oldest first.
+    heads: Vec<head::View>,
 }
 
 /// Cuts samples to `from..=to`.
@@ -411,6 +481,10 @@ fn clip(s: &mut Samples, from: i64, to: i64) {
     s.v.truncate(end);
     s.t.drain(..start);
     s.v.drain(..start);
+    if !s.h.is_empty() {
+        s.h.truncate(end);
+        s.h.drain(..start);
+    }
 }
 
 impl Storage for Store {
@@ -422,27 +496,31 @@ impl Storage for Store {
         each: Each<'_>,
     ) -> Result<(), crate::engine::Error> {
         let failed = |e: StoreError| crate::engine::Error::Storage(e.to_string());
-        let (head, blocks) = {
+        let (heads, blocks) = {
             let state = self.read();
-            let blocks: Vec<Arc<Block>> =
-                state.blocks.iter().filter(|b| b.overlaps(from_ms, to_ms)).cloned().collect();
-            (state.head.select(matchers, from_ms, to_ms), blocks)
+            let blocks: Vec<Placed> =
+                state.blocks.iter().filter(|b| b.block.overlaps(from_ms, to_ms)).cloned().collect();
+            let mut heads = Vec::new();
+            for head in state.frozen.iter().map(|f| &*f.1).chain([&state.head]) {
+                heads.extend(head.select(matchers, from_ms, to_ms));
+            }
+            (heads, blocks)
         };
         let mut all: BTreeMap<Labels, Parts> = BTreeMap::new();
         for (i, b) in blocks.iter().enumerate() {
-            for (labels, at) in b.select(matchers) {
+            for (labels, at) in b.block.select(matchers) {
                 all.entry(labels).or_default().blocks.push((i, at));
             }
         }
-        for (labels, view) in head {
-            all.entry(labels).or_default().head = Some(view);
+        for (labels, view) in heads {
+            all.entry(labels).or_default().heads.push(view);
         }
         for (labels, parts) in all {
             let mut pieces = Vec::new();
             for (i, at) in parts.blocks {
                 pieces.push(blocks[i].read(at, from_ms, to_ms).map_err(failed)?);
             }
-            if let Some(view) = parts.head {
+            for view in parts.heads {
                 pieces.push(view.read().map_err(failed)?);
             }
             let mut samples = join(pieces);

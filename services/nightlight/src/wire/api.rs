@@ -5,7 +5,8 @@ use super::{
     params::{Params, Refusal, percent},
 };
 use crate::{
-    engine::{self, Answer, Cancel, Notes, Query, Value, run},
+    engine::{self, Answer, Cancel, Notes, Point, Query, Samples, Value, run},
+    histogram::Histogram,
     labels::{Labels, Matcher, quote},
     promql::{Expr, parse, parse_selector},
     store::Store,
@@ -62,17 +63,15 @@ impl Drop for EndWithCaller {
     }
 }
 
-async fn evaluate(
-    this: &NightLight,
+/// Does work that ends when its time is up or nobody waits for it any more.
+pub(super) async fn timed<T: Send + 'static>(
     p: &Params,
-    text: String,
-    expr: Expr,
-    query: Query,
-) -> Result<Answer, Refusal> {
+    work: impl FnOnce(&Cancel) -> Result<T, engine::Error> + Send + 'static,
+) -> Result<T, Refusal> {
     let limit = p.duration("timeout")?.unwrap_or(TIME_MAX_MS).min(TIME_MAX_MS);
-    let (store, cancel) = (this.store.clone(), Cancel::default());
+    let cancel = Cancel::default();
     let guard = EndWithCaller(cancel.clone());
-    let work = blocking(move || run(&*store, &text, &expr, query, &cancel));
+    let work = blocking(move || work(&cancel));
     let done = timeout(Duration::from_millis(limit as u64), "query", work).await;
     drop(guard);
     match done {
@@ -85,7 +84,18 @@ async fn evaluate(
     }
 }
 
-fn parsed(p: &Params) -> Result<(String, Expr), Refusal> {
+async fn evaluate(
+    this: &NightLight,
+    p: &Params,
+    text: String,
+    expr: Expr,
+    query: Query,
+) -> Result<Answer, Refusal> {
+    let store = this.store.clone();
+    timed(p, move |cancel| run(&*store, &text, &expr, query, cancel)).await
+}
+
+pub(super) fn parsed(p: &Params) -> Result<(String, Expr), Refusal> {
     let text = p.get("query").unwrap_or_default().to_string();
     let expr = parse(&text).map_err(|e| Refusal::parameter("query", e))?;
     Ok((text, expr))
@@ -98,14 +108,14 @@ fn with_options(p: &Params, query: Query) -> Result<Query, Refusal> {
 
 pub(super) async fn query(State(this): State<NightLight>, request: Request) -> Reply {
     let p = Params::of(request).await?;
-    let at = p.time("time")?.unwrap_or_else(|| wall().0 as i64);
+    let query = instant(&p)?;
     let (text, expr) = parsed(&p)?;
-    let answer = evaluate(&this, &p, text, expr, with_options(&p, Query::instant(at))?).await?;
+    let answer = evaluate(&this, &p, text, expr, query).await?;
     Ok(success(&result(&answer.value, p.limit()?), &answer.notes))
 }
 
-pub(super) async fn query_range(State(this): State<NightLight>, request: Request) -> Reply {
-    let p = Params::of(request).await?;
+/// Start, end and step of a query over a range.
+pub(super) fn range(p: &Params) -> Result<Query, Refusal> {
     let needed = |name: &str, v: Option<i64>| {
         let why = format!(
             "cannot parse {} to a valid {}",
@@ -125,8 +135,19 @@ pub(super) async fn query_range(State(this): State<NightLight>, request: Request
             "exceeded maximum resolution of 11,000 points per timeseries. Try decreasing the query resolution (?step=XX)",
         ));
     }
+    with_options(p, Query::range(start, end, step))
+}
+
+/// When an instant query asks.
+pub(super) fn instant(p: &Params) -> Result<Query, Refusal> {
+    with_options(p, Query::instant(p.time("time")?.unwrap_or_else(|| wall().0 as i64)))
+}
+
+pub(super) async fn query_range(State(this): State<NightLight>, request: Request) -> Reply {
+    let p = Params::of(request).await?;
+    let query = range(&p)?;
     let (text, expr) = parsed(&p)?;
-    let answer = evaluate(&this, &p, text, expr, with_options(&p, Query::range(start, end, step))?).await?;
+    let answer = evaluate(&this, &p, text, expr, query).await?;
     Ok(success(&result(&answer.value, p.limit()?), &answer.notes))
 }
 
@@ -147,8 +168,16 @@ fn result(v: &Value, limit: usize) -> String {
             for (i, (labels, t, v)) in all.iter().take(limit).enumerate() {
                 out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
                 out.push_str(&object(labels).to_string());
-                out.push_str(",\"value\":");
-                point(&mut out, *t, *v);
+                match v {
+                    Point::Number(v) => {
+                        out.push_str(",\"value\":");
+                        point(&mut out, *t, *v);
+                    }
+                    Point::Histogram(h) => {
+                        out.push_str(",\"histogram\":");
+                        histogram(&mut out, *t, h);
+                    }
+                }
                 out.push('}');
             }
             out.push(']');
@@ -158,20 +187,37 @@ fn result(v: &Value, limit: usize) -> String {
             for (i, (labels, s)) in all.iter().take(limit).enumerate() {
                 out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
                 out.push_str(&object(labels).to_string());
-                out.push_str(",\"values\":[");
-                for (k, (t, v)) in s.t.iter().zip(&s.v).enumerate() {
-                    if k > 0 {
-                        out.push(',');
-                    }
-                    point(&mut out, *t, *v);
-                }
-                out.push_str("]}");
+                samples(&mut out, s);
+                out.push('}');
             }
             out.push(']');
         }
     }
     out.push('}');
     out
+}
+
+/// `,"values":[…],"histograms":[…]`, each where there are any.
+fn samples(out: &mut String, s: &Samples) {
+    for native in [false, true] {
+        let mut first = true;
+        for i in (0..s.len()).filter(|i| s.histogram(*i).is_some() == native) {
+            let name = if native { ",\"histograms\":[" } else { ",\"values\":[" };
+            out.push_str(if first { name } else { "," });
+            first = false;
+            match s.histogram(i) {
+                Some(h) => histogram(out, s.t[i], h),
+                None => point(out, s.t[i], s.v[i]),
+            }
+        }
+        if !first {
+            out.push(']');
+        }
+    }
+}
+
+fn histogram(out: &mut String, t: i64, h: &Histogram) {
+    let _ = write!(out, "[{},{}]", seconds(t), h.json(&number)); // a String takes all
 }
 
 pub(super) fn object(labels: &Labels) -> serde_json::Value {

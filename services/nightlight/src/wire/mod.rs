@@ -5,6 +5,7 @@
 //! threads; a query whose caller's time is up is ended, not forgotten.
 
 mod api;
+mod explain;
 mod federate;
 mod otlp;
 mod pack;
@@ -16,7 +17,7 @@ mod write;
 
 use crate::{
     scrape::{Scraper, config as scraping},
-    store::{Options, Store, StoreError},
+    store::{Keep, Options, Store, StoreError},
 };
 use axum::{
     Router,
@@ -45,6 +46,8 @@ const UPKEEP: Duration = Duration::from_secs(30);
 pub struct Config {
     /// Blocks that hold nothing newer are forgotten.
     pub retention: Duration,
+    /// Beyond this the oldest blocks are forgotten.
+    pub retention_bytes: Option<u64>,
     /// How the store behaves.
     pub store: Options,
 }
@@ -70,7 +73,11 @@ impl About {
 
 impl Default for Config {
     fn default() -> Self {
-        Config { retention: Duration::from_secs(15 * 86_400), store: Options::default() }
+        Config {
+            retention: Duration::from_secs(15 * 86_400),
+            retention_bytes: None,
+            store: Options::default(),
+        }
     }
 }
 
@@ -133,16 +140,11 @@ impl NightLight {
         Ok(())
     }
 
-    /// Cuts when the log is long, and forgets what is too old.
+    /// Cuts when the log is long, forgets what is too old or too much, merges blocks.
     async fn look_after(&self) {
         let (store, retention) = (self.store.clone(), self.config.retention.as_millis() as i64);
-        let before = wall().0 as i64 - retention;
-        let done = blocking(move || {
-            if store.wants_cut() {
-                store.cut()?;
-            }
-            store.expire(before)
-        });
+        let (before, bytes) = (wall().0 as i64 - retention, self.config.retention_bytes);
+        let done = blocking(move || store.look_after(Keep { since_ms: Some(before), bytes }));
         if let Err(e) = done.await {
             tracing::error!(error = %e, "upkeep of the store failed");
         }
@@ -153,6 +155,7 @@ impl NightLight {
         Router::new()
             .route("/api/v1/query", get(api::query).post(api::query))
             .route("/api/v1/query_range", get(api::query_range).post(api::query_range))
+            .route("/api/v1/explain", get(explain::explain).post(explain::explain))
             .route("/api/v1/series", get(api::series).post(api::series))
             .route("/api/v1/labels", get(api::labels).post(api::labels))
             .route("/api/v1/label/{name}/values", get(api::label_values))

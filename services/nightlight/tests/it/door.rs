@@ -154,7 +154,11 @@ async fn wrong_requests_are_told_why() {
             422,
             "invalid expression type \\\"range vector\\\"",
         ),
-        ("/api/v1/query?query=info(x)", 422, "not supported by this version"),
+        (
+            "/api/v1/query?query=sum_over_time(x[5m]%20anchored)",
+            422,
+            "anchored modifier can only be used with",
+        ),
         ("/api/v1/series", 400, "no match[] parameter provided"),
         ("/api/v1/series?match[]=x%7B", 400, "invalid parameter \\\"match[]\\\""),
         ("/api/v1/labels?limit=many", 400, "limit must be a whole number"),
@@ -179,10 +183,10 @@ async fn wrong_requests_are_told_why() {
     for (head, body, status, words) in [
         ("Content-Type: text/plain\r\n", "x", 415, "application/x-protobuf"),
         (
-            "Content-Type: application/x-protobuf;proto=io.prometheus.write.v2.Request\r\n",
+            "Content-Type: application/x-protobuf;proto=io.prometheus.write.v3.Request\r\n",
             "x",
             415,
-            "send 1.0",
+            "expected one of",
         ),
         ("Content-Encoding: gzip\r\n", "x", 415, "snappy"),
         // The first bytes say how long it is unpacked: 400 MB.

@@ -74,7 +74,7 @@ impl Storage for Endless {
             }
             assert!(i < 102, "the query went on");
             let labels = Labels::of(&[(NAME, "x"), ("i", &i.to_string())]);
-            each(&labels, &Samples { t: vec![to_ms], v: vec![1.0] })?;
+            each(&labels, &Samples::numbers(vec![to_ms], vec![1.0]))?;
         }
         Ok(())
     }

@@ -4,6 +4,8 @@
 
 mod door;
 mod hostile;
+mod language;
+mod natives;
 mod otlp;
 mod prometheus;
 mod random;

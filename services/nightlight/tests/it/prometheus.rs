@@ -334,7 +334,7 @@ fn parse_errors_agree(theirs: &Prometheus, data: &Memory) {
 #[test]
 fn a_difference_is_seen() {
     let l = Labels::of(&[(NAME, "x")]);
-    let v = |v: f64| points(&Value::Vector(vec![(l.clone(), 1, v)]));
+    let v = |v: f64| points(&Value::Vector(vec![(l.clone(), 1, nightlight::engine::Point::Number(v))]));
     assert_eq!(difference(&v(1.0), &v(1.0 + 1e-15)), None);
     assert!(difference(&v(1.0), &v(1.0 + 1e-6)).is_some());
     assert!(difference(&v(1.0), &v(f64::NAN)).is_some());

@@ -503,7 +503,9 @@ pub fn close(a: f64, b: f64) -> bool {
 pub fn points(v: &Value) -> Vec<(Labels, i64, f64)> {
     let mut out = match v {
         Value::Scalar(t, v) => vec![(Labels::default(), *t, *v)],
-        Value::Vector(v) => v.clone(),
+        Value::Vector(v) => {
+            v.iter().map(|(l, t, p)| (l.clone(), *t, p.number().expect("a number"))).collect()
+        }
         Value::String(..) => Vec::new(),
         Value::Matrix(m) => {
             let each = |(l, s): &(Labels, nightlight::engine::Samples)| {
