@@ -55,7 +55,9 @@ pub mod node;
 mod refusal;
 #[cfg(test)]
 mod sim;
+pub mod remote;
 pub mod time;
+pub mod wire;
 
 pub use node::Node;
 pub use refusal::{LockInfo, Outcome, Refusal};

@@ -313,15 +313,8 @@ fn answer(engine: &MemEngine, id: u64, epoch: u64, request: &Request) -> Outcome
     let view = engine.view();
     let state = region::state_of(&*view, id)?;
     let Some((span, at)) = request.reads() else { return Err(Refusal::Malformed("nothing".into())) };
-    region::readable(&state, epoch, &span, Some(at))?;
-    match request {
-        Request::Get(key, s) => read::get(&*view, key, s).map(Response::Value),
-        Request::Scan(q, s) => read::scan(&*view, q, s).map(Response::Page),
-        Request::Unchanged { range, start, at } => {
-            read::unchanged(&*view, range, *start, at).map(|()| Response::Done(Answer::Done))
-        }
-        Request::Do(_) => Err(Refusal::Malformed("no read".into())),
-    }
+    region::readable(&state, epoch, &span, at)?;
+    request.read(&*view)
 }
 
 fn put_state(engine: &MemEngine, s: &RegionState) {
