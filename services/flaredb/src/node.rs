@@ -37,7 +37,7 @@ use std::{
     future::Future,
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -57,6 +57,8 @@ const TEND_EVERY: Duration = Duration::from_secs(10);
 
 struct Replica {
     group: Group<RegionMachine>,
+    /// The range as of what was applied here.
+    shown: Arc<RwLock<Descriptor>>,
     gate: Mutex<Gate>,
     /// A derived commit is no longer under way.
     settled: Notify,
@@ -203,10 +205,10 @@ impl Node {
             // Told of again after a restart.
             return Ok(());
         }
-        let written = machine.written.clone();
+        let (written, shown) = (machine.written.clone(), machine.shown.clone());
         let group = inner.store.create_group(GroupId(id), &[inner.me], machine).await.map_err(broken)?;
         let (settled, measured) = (Notify::new(), AtomicU64::new(0));
-        let replica = Replica { group, gate: Mutex::default(), settled, written, measured };
+        let replica = Replica { group, shown, gate: Mutex::default(), settled, written, measured };
         lock(&inner.replicas).insert(id, Arc::new(replica));
         inner.changed.notify_waiters();
         Ok(())
@@ -236,6 +238,11 @@ impl Node {
     /// Why the node no longer works, if so.
     pub fn stopped(&self) -> Option<String> {
         self.0.store.stopped()
+    }
+
+    /// Resolves when the node can't go on: why.
+    pub async fn ended(&self) -> String {
+        self.0.store.ended().await
     }
 
     /// Ends as a crash would.
@@ -429,11 +436,14 @@ impl Node {
         command.check()?;
         self.admit_time(command.newest())?;
         let replica = self.replica(id)?;
+        // A command for another version would be refused when it is applied; this spares the log, and the gate
+        // opens for what the region is now.
+        let now = replica.shown.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if now.version != region.version {
+            return Err(Refusal::StaleEpoch(Box::new(now)));
+        }
         let mut number = None;
         if command.derives().is_some() {
-            // The gate opens for what the region is now; a command for another version is refused by itself.
-            let state = region::state_of(&*self.0.shared.engine.view(), id)?;
-            region::belongs(&state, region.version)?;
             let term = self.open_gate(&replica, region.version).await?;
             number = lock(&replica.gate).admit(id, term, &mut command)?;
         }

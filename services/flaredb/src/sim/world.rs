@@ -283,7 +283,9 @@ impl SimWorld {
     }
 
     async fn look(&self, id: u64, epoch: u64, request: &Request) -> Outcome<Response> {
-        let Some((span, at)) = request.reads() else { return Err(Refusal::Malformed("nothing".into())) };
+        let Some((span, Some(at))) = request.reads() else {
+            return Err(Refusal::Malformed("no read at a timestamp".into()));
+        };
         let term = self.with(|w| w.regions.get(&id).map(|r| r.term)).ok_or(Refusal::NoRegion(id))?;
         loop {
             let entry = self.with(|w| {
