@@ -46,7 +46,7 @@ const fn tls(role: &'static str, number: u16) -> Port {
 pub const FRONT: Port = tls("api", 8443);
 
 /// In the order of start.
-pub static SERVICES: [Service; 5] = [
+pub static SERVICES: [Service; 6] = [
     Service {
         name: "chainfire",
         about: "cluster store, an etcd v3",
@@ -58,6 +58,12 @@ pub static SERVICES: [Service; 5] = [
         needs: &[],
     },
     Service { name: "iam", about: "who may do what", ports: &[tls("api", 8080)], needs: &["chainfire"] },
+    Service {
+        name: "flaredb",
+        about: "distributed database",
+        ports: &[tls("api", 2479)],
+        needs: &["chainfire", "iam"],
+    },
     Service {
         name: "prismnet",
         about: "tenant networks",

@@ -8,6 +8,7 @@ mod daemon;
 mod doctor;
 mod env;
 mod etcd;
+mod flaredb;
 mod image;
 mod import;
 mod join;
@@ -119,6 +120,9 @@ enum Command {
     /// Run one service alone.
     #[command(subcommand)]
     Chainfire(serve::ChainfireCommand),
+    /// Keys, transactions and regions of the distributed store.
+    #[command(subcommand)]
+    Flaredb(flaredb::FlaredbCommand),
     /// Run one service alone.
     #[command(subcommand)]
     Nightlight(nightlight::NightlightCommand),
@@ -196,6 +200,7 @@ async fn run(command: clap::Command, matches: &clap::ArgMatches) -> Result<()> {
         Command::Audit { limit } => audit(&global, limit).await,
         Command::Explain { kind } => kinds::explain(&kind),
         Command::Chainfire(c) => serve::chainfire(&global, c).await,
+        Command::Flaredb(c) => Box::pin(flaredb::flaredb(&global, c)).await,
         Command::Nightlight(c) => nightlight::nightlight(&global, c).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut command.clone(), "photon", &mut std::io::stdout());
