@@ -54,6 +54,9 @@ pub const REQUESTS_MAX: usize = 4096;
 /// Longest that a request may take.
 pub const TIME_MAX: Duration = Duration::from_secs(10);
 
+/// What the paths of all calls begin with.
+const PATH: &str = "/flaredb.v1.FlareDb/";
+
 /// Most timestamps of one request.
 pub const TIMESTAMPS_MAX: u32 = 4096;
 
@@ -126,9 +129,9 @@ impl FlareDb {
             .max_encoding_message_size(MESSAGE_MAX)
     }
 
-    /// gRPC as the fallback of `pages`.
+    /// gRPC beside `pages`.
     pub fn router(&self, pages: axum::Router) -> axum::Router {
-        pages.fallback_service(self.grpc())
+        pages.route_service(&format!("{PATH}{{call}}"), self.grpc())
     }
 
     /// `/health`, `/ready` and `/metrics` of FlareDB alone.
@@ -146,7 +149,7 @@ impl FlareDb {
     pub fn direct(&self) -> Direct {
         let grpc = self.grpc();
         Arc::new(move |request, caller| {
-            if !request.uri().path().starts_with("/flaredb.v1.FlareDb/") {
+            if !request.uri().path().starts_with(PATH) {
                 return None;
             }
             let mut request = std::mem::take(request);
