@@ -151,7 +151,7 @@ fn tour_of_the_readme() {
     let mut shell = Shell::start(dir.path());
     shell.run("rm -rf /tmp/photon-second", Duration::from_secs(5)); // of a run that was cut off
     let commands = tour();
-    assert!(commands.len() >= 27, "{commands:?}");
+    assert!(commands.len() >= 30, "{commands:?}");
     for c in &commands {
         let long = Duration::from_secs(600);
         if c.starts_with("photon vm console") {
@@ -180,6 +180,9 @@ fn tour_of_the_readme() {
                 assert!(both && printed.contains("service/iam-first-start"), "{printed}");
             } else if c.starts_with("photon vm list") {
                 assert!(printed.contains("running") && printed.contains("10.20.0.3"), "{printed}");
+            }
+            if c.starts_with("photon flaredb scan") {
+                assert!(printed.contains("greeting") && printed.contains("bye"), "{printed}");
             }
             if c.starts_with("photon node list") {
                 assert!(printed.contains("second") && printed.contains("leader"), "{printed}");
