@@ -16,7 +16,7 @@ use photon_base::{Error, Result};
 use photon_rt::{
     fs, process,
     task::Tasks,
-    time::{Duration, now},
+    time::{Duration, now, sleep},
 };
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -93,12 +93,32 @@ impl Postgres {
         // Its defaults, which sync every commit; said again, because the figures rest on it.
         let (postgres, port) = (program("postgres"), PEER_PORT.to_string());
         let more = [
-            "-D", &data, "-p", &port, "-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories=",
-            "-c", "fsync=on", "-c", "synchronous_commit=on", "-c", "full_page_writes=on",
+            "-D",
+            &data,
+            "-p",
+            &port,
+            "-c",
+            "listen_addresses=127.0.0.1",
+            "-c",
+            "unix_socket_directories=",
+            "-c",
+            "fsync=on",
+            "-c",
+            "synchronous_commit=on",
+            "-c",
+            "full_page_writes=on",
         ];
         let args = [&first[1..], &[postgres.as_str()], &more[..]].concat();
         let server = Server::start(Path::new(first[0]), &args, PEER_PORT).await?;
         let me = Postgres { server, bin, dir: dir.to_path_buf(), version };
+        // It listens before it is ready.
+        let until = now() + Duration::from_secs(30);
+        while let Err(e) = me.sql("SELECT 1").await {
+            if now() > until {
+                return Err(e);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
         let sql = format!(
             "CREATE TABLE kv (k bigint PRIMARY KEY, v text NOT NULL); \
              INSERT INTO kv SELECT k, '{}' FROM generate_series(0, {}) k; VACUUM ANALYZE kv; CHECKPOINT;",
@@ -142,24 +162,47 @@ impl Postgres {
         let v = value();
         let sql = match what {
             "get" => "SELECT v FROM kv WHERE k = :id;".to_string(),
-            "put" => format!("INSERT INTO kv VALUES (:id, '{v}') ON CONFLICT (k) DO UPDATE SET v = excluded.v;"),
+            "put" => {
+                format!("INSERT INTO kv VALUES (:id, '{v}') ON CONFLICT (k) DO UPDATE SET v = excluded.v;")
+            }
             _ => format!("UPDATE kv SET v = '{v}' WHERE k = :id AND v = '{v}';"),
         };
         let script = self.dir.join(format!("{what}.sql"));
         fs::write_atomic(&script, format!("\\set id random(0, {})\n{sql}\n", KEYS - 1).as_bytes(), 0o644)?;
         let logs = self.dir.join(format!("logs-{what}-{clients}-{number}"));
         fs::create_dir_all(&logs).map_err(failed)?;
-        let (port, seconds, clients) = (PEER_PORT.to_string(), ROUND.as_secs().to_string(), clients.to_string());
+        let (port, seconds, clients) =
+            (PEER_PORT.to_string(), ROUND.as_secs().to_string(), clients.to_string());
         let (script, prefix) = (script.display().to_string(), logs.join("l").display().to_string());
         let threads = if clients == "1" { "1" } else { "2" };
         let args = [
-            "-h", "127.0.0.1", "-p", &port, "-U", "bench", "-n", "-M", "prepared", "-f", &script, "-c", &clients,
-            "-j", threads, "-T", &seconds, "-l", "--log-prefix", &prefix, "postgres",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &port,
+            "-U",
+            "bench",
+            "-n",
+            "-M",
+            "prepared",
+            "-f",
+            &script,
+            "-c",
+            &clients,
+            "-j",
+            threads,
+            "-T",
+            &seconds,
+            "-l",
+            "--log-prefix",
+            &prefix,
+            "postgres",
         ];
         let cpu = self.cpu();
         let said = run(&self.bin.join("pgbench"), &args).await?;
         let cpu = self.cpu() - cpu;
-        let tps = said.lines().find_map(|l| l.strip_prefix("tps = ")?.split_whitespace().next()?.parse().ok());
+        let tps =
+            said.lines().find_map(|l| l.strip_prefix("tps = ")?.split_whitespace().next()?.parse().ok());
         let per_second: f64 = tps.ok_or_else(|| Error::internal("pgbench gave no figure").why(&said))?;
         let mut samples = Samples::default();
         let mut n = 0u64;
@@ -215,7 +258,10 @@ async fn round(server: &Server, db: &Remote, case: (&'static str, usize)) -> Res
                 let t = now();
                 match what {
                     "get" => {
-                        raw::get(&db, &key).await.map_err(failed)?.ok_or_else(|| Error::not_found("a key"))?;
+                        raw::get(&db, &key)
+                            .await
+                            .map_err(failed)?
+                            .ok_or_else(|| Error::not_found("a key"))?;
                     }
                     "put" => drop(raw::put(&db, key, value.clone()).await.map_err(failed)?),
                     _ => {
@@ -250,7 +296,8 @@ pub async fn measure(photon: &Path, only: Option<&str>) -> Result<Value> {
     let (ours_dir, peer_dir) = (folder("bench-flaredb")?, folder("bench-postgres")?);
     let fdatasync = fdatasync_ms(ours_dir.path())?;
     let (data, listen) = (ours_dir.path().join("data").display().to_string(), format!("127.0.0.1:{PORT}"));
-    let args = ["--data-dir", &data, "flaredb", "serve", "--tls", "off", "--listen", &listen, "--log-level", "warn"];
+    let args =
+        ["--data-dir", &data, "flaredb", "serve", "--tls", "off", "--listen", &listen, "--log-level", "warn"];
     let ours = Server::start(photon, &args, PORT).await?;
     let config = Config { connections: CONNECTIONS, ..Config::plain(&ours.url) };
     let db = Remote::open(config).await?;

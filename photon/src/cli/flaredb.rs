@@ -1,4 +1,7 @@
-//! `photon flaredb …`: keys, transactions, regions; and the service run alone.
+//! `photon flaredb …`: keys, transactions, regions; and the service run alone. Files of operations are read in
+//! [`steps`].
+
+mod steps;
 
 use super::{Format, Global, KeepToken, output};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
@@ -23,6 +26,7 @@ use photon_rt::task::Tasks;
 use photon_serve::listen::Listener;
 use serde_json::{Value, json};
 use std::{io::Read, net::SocketAddr, path::PathBuf};
+use steps::{Step, steps};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Most bytes of a file of operations.
@@ -232,7 +236,8 @@ impl Store {
 
     async fn begin(&self) -> Result<Txn<Remote>> {
         // Asynchronous commits leave locks that somebody has to look after; this process is about to end.
-        let options = Options { isolation: Isolation::Serializable, async_commit: false, ..Options::default() };
+        let options =
+            Options { isolation: Isolation::Serializable, async_commit: false, ..Options::default() };
         Txn::begin(self.db.clone(), options).await.map_err(|e| e.error())
     }
 }
@@ -281,9 +286,11 @@ fn aborted(e: Abort) -> Error {
             let e = why.error();
             Error { what: format!("the transaction was rolled back: {}", e.what), ..e }
         }
-        Abort::Unknown(why) => Error::new(Code::Timeout, "whether the transaction was committed is not known")
-            .why(why)
-            .hint("read its keys before you run it again"),
+        Abort::Unknown(why) => {
+            Error::new(Code::Timeout, "whether the transaction was committed is not known")
+                .why(why)
+                .hint("read its keys before you run it again")
+        }
     }
 }
 
@@ -420,8 +427,7 @@ async fn delete(global: &Global, at: &At, name: &str) -> Result<()> {
         let mut t = s.begin().await?;
         let there = t.get(&full).await.map_err(failed)?.is_some();
         t.delete(full).map_err(failed)?;
-        let at = if there { Some(t.commit().await.map_err(aborted)?) } else { None };
-        at
+        if there { Some(t.commit().await.map_err(aborted)?) } else { None }
     } else {
         raw::delete(&s.db, full).await.map_err(failed)?
     };
@@ -489,68 +495,6 @@ async fn scan(
         }
     }
     Ok(())
-}
-
-/// One line of a file of operations.
-#[derive(Debug, PartialEq)]
-enum Step {
-    Get(String),
-    Put(String, String),
-    Delete(String),
-    Expect(String, Option<String>),
-}
-
-/// A word, or a JSON string, at the front; and what follows it.
-fn word(text: &str) -> std::result::Result<(String, &str), String> {
-    let text = text.trim_start();
-    if text.starts_with('"') {
-        let mut all = serde_json::Deserializer::from_str(text).into_iter::<String>();
-        let word = match all.next() {
-            Some(Ok(w)) => w,
-            _ => return Err("a JSON string does not end".into()),
-        };
-        let end = all.byte_offset();
-        return Ok((word, &text[end..]));
-    }
-    let end = text.find(char::is_whitespace).unwrap_or(text.len());
-    match &text[..end] {
-        "" => Err("a word is missing".into()),
-        w => Ok((w.to_string(), &text[end..])),
-    }
-}
-
-fn step(line: &str) -> std::result::Result<Option<Step>, String> {
-    if line.trim().is_empty() || line.trim_start().starts_with('#') {
-        return Ok(None);
-    }
-    let (verb, rest) = word(line)?;
-    let (key, rest) = word(rest)?;
-    let (step, rest) = match verb.as_str() {
-        "get" => (Step::Get(key), rest),
-        "delete" => (Step::Delete(key), rest),
-        "absent" => (Step::Expect(key, None), rest),
-        "put" | "expect" => {
-            let (value, rest) = word(rest)?;
-            (if verb == "put" { Step::Put(key, value) } else { Step::Expect(key, Some(value)) }, rest)
-        }
-        v => return Err(format!("{v:?} is not get, put, delete, expect or absent")),
-    };
-    match rest.trim() {
-        "" => Ok(Some(step)),
-        more => Err(format!("{more:?} is too much; write what has spaces as a JSON string")),
-    }
-}
-
-fn steps(text: &str) -> Result<Vec<Step>> {
-    let mut out = Vec::new();
-    for (n, line) in text.lines().enumerate() {
-        let s = step(line).map_err(|e| Error::invalid(format!("file line {}", n + 1), e))?;
-        out.extend(s);
-    }
-    if out.is_empty() {
-        return Err(Error::invalid("file", "has no operations").hint("photon flaredb txn --help"));
-    }
-    Ok(out)
 }
 
 async fn txn(global: &Global, place: &Place, file: &std::path::Path) -> Result<()> {
@@ -655,9 +599,7 @@ async fn regions(global: &Global, place: &Place) -> Result<()> {
 async fn stores(global: &Global, place: &Place) -> Result<()> {
     let s = Store::open(global, place).await?;
     let all = s.db.stores().await.map_err(failed)?;
-    let one = |s: flaredb::wire::proto::Store| {
-        json!({ "id": s.id, "node": s.node, "regions": s.regions, "leaders": s.leaders, "diskBytes": s.disk_bytes })
-    };
+    let one = |s: flaredb::wire::proto::Store| json!({ "id": s.id, "node": s.node, "regions": s.regions, "leaders": s.leaders, "diskBytes": s.disk_bytes });
     let columns = [
         ("STORE", "/id"),
         ("NODE", "/node"),
@@ -712,30 +654,6 @@ async fn serve(global: &Global, args: ServeArgs) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn files_of_operations_are_read_line_by_line() {
-        let text = "# move\nexpect a 1\n  put \"a b\" \"x\\ny\"\nget b\n\ndelete c\nabsent d\n";
-        let s = |t: &str| t.to_string();
-        let all = vec![
-            Step::Expect(s("a"), Some(s("1"))),
-            Step::Put(s("a b"), s("x\ny")),
-            Step::Get(s("b")),
-            Step::Delete(s("c")),
-            Step::Expect(s("d"), None),
-        ];
-        assert_eq!(steps(text).expect("fine"), all);
-        for (text, why) in [
-            ("", "no operations"),
-            ("put a", "line 1: a word is missing"),
-            ("get a\nmove a b", "line 2: \"move\" is not"),
-            ("put a 1 2", "\"2\" is too much"),
-            ("put \"a 1", "does not end"),
-        ] {
-            let e = steps(text).expect_err(text);
-            assert!(e.to_string().contains(why) && e.code == Code::Invalid, "{e}");
-        }
-    }
 
     #[test]
     fn bounds_are_told_in_words() {

@@ -53,7 +53,8 @@ impl FlareStore {
                 tracing::info!(error = %e, "another node may have been faster");
             }
         }
-        let home = read().await?.ok_or_else(|| Error::unavailable("where FlareDB is cannot be written down"))?;
+        let home =
+            read().await?.ok_or_else(|| Error::unavailable("where FlareDB is cannot be written down"))?;
         let home = String::from_utf8_lossy(&home.value).into_owned();
         if home != mine {
             let (node, _) = home.split_once(' ').unwrap_or((&home, ""));
@@ -81,7 +82,8 @@ impl FlareStore {
 
     /// What its port answers beside `pages`.
     pub fn router(&self, pages: Router) -> Router {
-        let away = |e: Error| pages.clone().fallback(async move || (StatusCode::SERVICE_UNAVAILABLE, problem(&e)));
+        let away =
+            |e: Error| pages.clone().fallback(async move || (StatusCode::SERVICE_UNAVAILABLE, problem(&e)));
         match self {
             FlareStore::Here(db) => db.router(pages),
             FlareStore::At(node) => away(

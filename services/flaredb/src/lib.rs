@@ -55,9 +55,9 @@ mod machine;
 pub mod model;
 pub mod node;
 mod refusal;
+pub mod remote;
 #[cfg(test)]
 mod sim;
-pub mod remote;
 pub mod time;
 pub mod wire;
 

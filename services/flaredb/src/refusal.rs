@@ -183,16 +183,20 @@ impl Refusal {
     /// Class and advice, for people.
     pub fn error(&self) -> Error {
         let (code, hint) = match self {
-            Refusal::StaleEpoch(_) | Refusal::NoRegion(_) | Refusal::NotLeader(_) | Refusal::OutOfRange(_) => {
+            Refusal::StaleEpoch(_)
+            | Refusal::NoRegion(_)
+            | Refusal::NotLeader(_)
+            | Refusal::OutOfRange(_) => {
                 (Code::Unavailable, "look the region up again: photon flaredb regions")
             }
             Refusal::Merging(_) => (Code::Unavailable, "try again in a moment"),
             Refusal::Overloaded => (Code::Exhausted, "try again later, or with fewer requests at a time"),
             Refusal::Unreachable(_) => (Code::Unavailable, "is it running? photon status"),
             Refusal::Unknown(_) => (Code::Timeout, "read before you write again: it may have been done"),
-            Refusal::Denied(_) => {
-                (Code::Denied, "name your project: --project NAME; its admins give roles: photon binding create")
-            }
+            Refusal::Denied(_) => (
+                Code::Denied,
+                "name your project: --project NAME; its admins give roles: photon binding create",
+            ),
             Refusal::EmptyKey | Refusal::KeyTooLong { .. } => (Code::Invalid, "keys have 1 to 16384 bytes"),
             Refusal::ValueTooLarge { .. } => (Code::Invalid, "values have up to 1 MiB: split it"),
             Refusal::InvertedRange => (Code::Invalid, "give the smaller key first"),

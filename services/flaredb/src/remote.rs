@@ -116,7 +116,9 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 fn fault(s: &Status) -> Refusal {
     match s.code() {
         Code::Unauthenticated | Code::PermissionDenied => Refusal::Denied(s.message().into()),
-        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => Refusal::Malformed(s.message().into()),
+        Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => {
+            Refusal::Malformed(s.message().into())
+        }
         _ => Refusal::Unknown(s.message().into()),
     }
 }

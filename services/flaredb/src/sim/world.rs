@@ -15,7 +15,7 @@ use crate::{
         command::*,
         gate::Entry,
         layout::{META, meta_key},
-        read, region,
+        region,
     },
     refusal::Outcome,
     time::{Oracle, Ts},

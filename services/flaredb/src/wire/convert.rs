@@ -87,13 +87,7 @@ fn of_query(q: Query) -> pb::Query {
             Test::Less => pb::Test::Less,
             Test::Contains => pb::Test::Contains,
         };
-        pb::Clause {
-            key: c.key,
-            offset: size(c.offset),
-            test: test.into(),
-            operand: c.operand,
-            not: c.not,
-        }
+        pb::Clause { key: c.key, offset: size(c.offset), test: test.into(), operand: c.operand, not: c.not }
     };
     pb::Query {
         span: Some(q.span.into()),

@@ -116,8 +116,7 @@ impl Keyspace {
     /// Refuses a place outside.
     pub(super) fn admit_place(&self, key: &Bytes, below: bool) -> Outcome<()> {
         let at_the_end = |m| self.span(m).end == *key;
-        let inside =
-            self.holds(key) || (below && [Mode::Raw, Mode::Txn].into_iter().any(at_the_end));
+        let inside = self.holds(key) || (below && [Mode::Raw, Mode::Txn].into_iter().any(at_the_end));
         match inside {
             true => Ok(()),
             false => Err(Refusal::Denied(format!("a key lies outside of keyspace {self}"))),
@@ -156,7 +155,12 @@ pub enum Door {
 
 impl Door {
     /// Refuses a caller who may not read, or change, a keyspace.
-    pub(super) async fn admit(&self, caller: Option<&Caller>, space: &Keyspace, changes: bool) -> Outcome<()> {
+    pub(super) async fn admit(
+        &self,
+        caller: Option<&Caller>,
+        space: &Keyspace,
+        changes: bool,
+    ) -> Outcome<()> {
         let Door::Guarded(gate) = self else { return Ok(()) };
         let caller = caller.ok_or_else(|| Refusal::Denied("nobody is known to ask".into()))?;
         if caller.identity.kind == Kind::Operator && caller.proof == Proof::Certificate {
@@ -242,7 +246,7 @@ mod tests {
             (Request::Do(Op::Prewrite(prewrite(&mine, &mine, &mine, inside.clone()))), true),
             (Request::Do(Op::Prewrite(prewrite(&theirs, &mine, &mine, inside.clone()))), false),
             (Request::Do(Op::Prewrite(prewrite(&mine, &theirs, &mine, inside.clone()))), false),
-            (Request::Do(Op::Prewrite(prewrite(&mine, &mine, &theirs, inside.clone()))), false),
+            (Request::Do(Op::Prewrite(prewrite(&mine, &mine, &theirs, inside))), false),
             (Request::Do(Op::Prewrite(prewrite(&mine, &mine, &mine, all))), false),
             (Request::Do(lock(&mine, &mine)), true),
             (Request::Do(lock(&theirs, &mine)), false),

@@ -9,9 +9,30 @@ use std::collections::BTreeMap;
 
 /// What can be asked for.
 const NAMES: [&str; 24] = [
-    "timestamps", "locate", "wait", "regions", "stores", "split", "merge", "raw", "prewrite", "commit",
-    "rollback", "lock", "unlock", "status", "secondaries", "resolve", "heartbeat", "gc", "get", "scan",
-    "unchanged", "raw_get", "raw_scan", "nothing",
+    "timestamps",
+    "locate",
+    "wait",
+    "regions",
+    "stores",
+    "split",
+    "merge",
+    "raw",
+    "prewrite",
+    "commit",
+    "rollback",
+    "lock",
+    "unlock",
+    "status",
+    "secondaries",
+    "resolve",
+    "heartbeat",
+    "gc",
+    "get",
+    "scan",
+    "unchanged",
+    "raw_get",
+    "raw_scan",
+    "nothing",
 ];
 
 /// The name of what a region is asked.
@@ -86,7 +107,13 @@ impl Measure {
             let labels = [("what", name)];
             let requests = counter("flaredb_requests_total", "Requests answered.", &labels);
             let help = "Time from a request to its answer, summed.";
-            (name, Stage { requests, microseconds: counter("flaredb_request_microseconds_total", help, &labels) })
+            (
+                name,
+                Stage {
+                    requests,
+                    microseconds: counter("flaredb_request_microseconds_total", help, &labels),
+                },
+            )
         };
         let refused = |name: &'static str| {
             (name, counter("flaredb_refusals_total", "Requests refused.", &[("class", name)]))

@@ -46,7 +46,8 @@ use tonic::{Request, Response, Status as Fault};
 use tower::Service as _;
 
 /// Greatest message, either way: a command of the greatest size, or a page, and its envelope.
-pub const MESSAGE_MAX: usize = (if MAX_COMMAND > 2 * PAGE_BYTES { MAX_COMMAND } else { 2 * PAGE_BYTES }) + (1 << 20);
+pub const MESSAGE_MAX: usize =
+    (if MAX_COMMAND > 2 * PAGE_BYTES { MAX_COMMAND } else { 2 * PAGE_BYTES }) + (1 << 20);
 
 /// Most requests at a time.
 pub const REQUESTS_MAX: usize = 4096;
@@ -207,7 +208,11 @@ impl FlareDb {
             Some(locate_request::Place::Below(end)) => {
                 space.admit_place(&end, true)?;
                 // The end of a keyspace of transactions begins with their letter, or is just behind it.
-                let near = if end[..] > [key::Mode::Raw as u8 + 1][..] { [key::Mode::Txn as u8] } else { [key::Mode::Raw as u8] };
+                let near = if end[..] > [key::Mode::Raw as u8 + 1][..] {
+                    [key::Mode::Txn as u8]
+                } else {
+                    [key::Mode::Raw as u8]
+                };
                 Ok(space.cut(self.0.node.locate_below(&end).await?, &near))
             }
             None => Err(Refusal::Malformed("no place".into())),

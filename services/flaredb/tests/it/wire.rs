@@ -17,8 +17,8 @@ use flaredb::{
     wire::{Door, FlareDb, Keyspace, proto as pb, proto::flare_db_client::FlareDbClient},
 };
 use photon_auth::{
-    Action, Authority, Caller, CertPair, Decision, Gate, Leaf, LiveCertificate, Policy, Target, client_config,
-    server_config,
+    Action, Authority, Caller, CertPair, Decision, Gate, Leaf, LiveCertificate, Policy, Target,
+    client_config, server_config,
 };
 use photon_kv::Direction;
 use photon_rt::{task::Tasks, time::Duration};
@@ -96,7 +96,10 @@ async fn raw_keys_over_several_regions() {
     // Keys of two regions are no one entry.
     let write = |n| RawWrite { key: r(n), value: None };
     assert!(matches!(raw::commit(&db, vec![], vec![write(1), write(45)]).await, Err(Refusal::OutOfRange(_))));
-    assert!(matches!((raw::delete(&db, r(45)).await, raw::delete(&db, r(45)).await), (Ok(Some(_)), Ok(None))));
+    assert!(matches!(
+        (raw::delete(&db, r(45)).await, raw::delete(&db, r(45)).await),
+        (Ok(Some(_)), Ok(None))
+    ));
     let regions = db.regions().await.expect("regions");
     assert_eq!(regions.len(), 3);
     assert!(regions.iter().all(|r| r.leader == 1));
@@ -188,19 +191,15 @@ async fn a_transaction_left_open_blocks_nobody_for_good() {
     let start = db.timestamp().await.expect("timestamp");
     let mutation =
         Mutation { kind: Kind::Put as i32, key: k(1), value: "lost".into(), ..Mutation::default() };
-    let open = Prewrite {
-        start,
-        primary: k(1),
-        ttl_ms: 300,
-        mutations: vec![mutation],
-        ..Prewrite::default()
-    };
+    let open =
+        Prewrite { start, primary: k(1), ttl_ms: 300, mutations: vec![mutation], ..Prewrite::default() };
     let region = db.locate(&k(1)).await.expect("region");
     db.ask(&region, Request::Do(Op::Prewrite(open.clone()))).await.expect("prewrite");
     let mut t = Txn::begin(db.clone(), Options::default()).await.expect("begin");
     t.put(k(1), "won").expect("small");
     t.commit().await.expect("commit");
-    let commit = Op::Commit(Commit { start, commit: db.timestamp().await.expect("timestamp"), keys: vec![k(1)] });
+    let commit =
+        Op::Commit(Commit { start, commit: db.timestamp().await.expect("timestamp"), keys: vec![k(1)] });
     let late = db.ask(&region, Request::Do(commit)).await;
     assert_eq!(late, Err(Refusal::RolledBack(start)));
     let again = db.ask(&region, Request::Do(Op::Prewrite(open))).await;
@@ -269,11 +268,15 @@ async fn bad_input_is_named_and_changes_nothing() {
     // What our client can't even say.
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", served.addr)).expect("url");
     let mut wire = FlareDbClient::new(channel.connect().await.expect("connect"));
-    let empty = wire.ask(pb::AskRequest { keyspace: "all".into(), ..Default::default() }).await.expect("answer");
+    let empty =
+        wire.ask(pb::AskRequest { keyspace: "all".into(), ..Default::default() }).await.expect("answer");
     let Some(pb::ask_response::Answer::Refusal(e)) = empty.into_inner().answer else { panic!("refused") };
     assert_eq!((e.kind(), e.code.as_str()), (pb::refusal::Kind::Malformed, "PH1001"));
     let none = wire.timestamps(pb::TimestampsRequest { keyspace: "nobody's".into(), count: 1 }).await;
-    assert_eq!(none.expect("answer").into_inner().refusal.expect("refused").kind(), pb::refusal::Kind::Malformed);
+    assert_eq!(
+        none.expect("answer").into_inner().refusal.expect("refused").kind(),
+        pb::refusal::Kind::Malformed
+    );
     let much = pb::TimestampsRequest { keyspace: "all".into(), count: 1_000_000 };
     let much = wire.timestamps(much).await.expect("answer").into_inner();
     assert_eq!((much.first, much.refusal.expect("refused").kind()), (0, pb::refusal::Kind::TooMany));
@@ -313,7 +316,8 @@ async fn broken_frames_end_their_connection_only() {
         .header("content-type", "application/grpc")
         .body(axum::body::Body::from(&b"\0\0\0\0\x64abc"[..]))
         .expect("request");
-    let router = FlareDb::new(served.node.clone(), Door::Open, "n1".into(), &served.tasks).router(Router::new());
+    let router =
+        FlareDb::new(served.node.clone(), Door::Open, "n1".into(), &served.tasks).router(Router::new());
     let answer = tower::ServiceExt::oneshot(router, ask).await.expect("answer");
     let status = answer.headers().get("grpc-status").map(|s| s.to_str().expect("text").to_string());
     assert!(status.as_deref().is_some_and(|s| s != "0"), "{answer:?}");
@@ -427,8 +431,9 @@ async fn projects_are_apart_and_strangers_outside() {
     let mut t = Txn::begin(alice.clone(), Options::default()).await.expect("begin");
     t.put(locked.clone(), "mine").expect("small");
     t.commit().await.expect("the lock goes away");
-    let Ok(Response::Value(value)) =
-        operator.ask(&region, Request::Get(locked, Snapshot::at(operator.timestamp().await.expect("ts")))).await
+    let Ok(Response::Value(value)) = operator
+        .ask(&region, Request::Get(locked, Snapshot::at(operator.timestamp().await.expect("ts"))))
+        .await
     else {
         panic!("a value")
     };
@@ -454,8 +459,16 @@ async fn a_client_survives_a_restart_of_its_server() {
     let socket = photon_rt::net::listen(addr).await.expect("listen");
     let flaredb = FlareDb::new(node.clone(), Door::Open, "n1".into(), &tasks);
     let router = flaredb.router(flaredb.pages());
-    Listener { name: "flaredb", socket, tls: None, tokens: None, router, direct: None, lenient_authority: false }
-        .start(&tasks);
+    Listener {
+        name: "flaredb",
+        socket,
+        tls: None,
+        tokens: None,
+        router,
+        direct: None,
+        lenient_authority: false,
+    }
+    .start(&tasks);
     let read = reader.await.expect("runs").expect("not cut off");
     assert_eq!(read.expect("get").expect("there").0, "1");
     assert_eq!(raw::get(&db, &r(1)).await.expect("get").expect("there").0, "1");
