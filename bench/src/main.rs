@@ -3,6 +3,7 @@
 //! written anew. Timings never decide a test.
 
 mod chainfire;
+mod flaredb;
 mod peer;
 mod report;
 mod sample;
@@ -26,7 +27,7 @@ struct Args {
     /// recorded: 20 GiB of data, or what PHOTON_BENCH_GIB says.
     #[arg(long)]
     only: Option<String>,
-    /// What to measure: chainfire, chainfire-scale, up, vm; or report, to write the page from the data there is.
+    /// What to measure: chainfire, chainfire-scale, flaredb, up, vm; or report, to write the page from the data there is.
     name: String,
 }
 
@@ -42,11 +43,12 @@ fn main() -> Result<()> {
             "chainfire" => Ok(Some(chainfire::run(&args.photon, args.only.as_deref()).await?)),
             "chainfire-scale" if huge => Ok(Some(chainfire::huge::run(&args.photon).await?)),
             "chainfire-scale" => Ok(Some(chainfire::scale::run(&args.photon, args.only.as_deref()).await?)),
+            "flaredb" => Ok(Some(flaredb::measure(&args.photon, args.only.as_deref()).await?)),
             "up" => Ok(Some(up::run(&args.photon, &args.guest).await?)),
             "vm" => Ok(Some(vm::run(&args.photon, &args.guest).await?)),
             "report" => Ok(None),
             n => Err(Error::invalid("name", format!("there is no benchmark {n:?}"))
-                .hint("chainfire, chainfire-scale, up, vm")),
+                .hint("chainfire, chainfire-scale, flaredb, up, vm")),
         }
     })?;
     if args.only.is_some() && !huge {

@@ -40,6 +40,9 @@ pub fn page() -> Result<()> {
     if let Some(c) = load("chainfire-20g") {
         huge(&mut out, &c);
     }
+    if let Some(f) = load("flaredb") {
+        flaredb(&mut out, &f);
+    }
     if let Some(u) = load("up") {
         up(&mut out, &u);
     }
@@ -157,6 +160,45 @@ fn huge(out: &mut String, h: &Value) {
         number(&h["etcd"]["gib"]),
         h["etcd"]["refusal"].as_str().unwrap_or("it refused nothing"),
     );
+}
+
+fn flaredb(out: &mut String, f: &Value) {
+    let _ = write!(
+        out,
+        "\n## FlareDB\n\nPeer: Debian's {}, its defaults (fsync and synchronous_commit on), driven by its own pgbench with prepared \
+         statements on a table with a bigint key. FlareDB: `photon flaredb serve`, one node, gRPC, fdatasync before every answer, driven by \
+         our client. {} keys with values of {} bytes, keys drawn evenly; a cas replaces a value if it is as expected (PostgreSQL: UPDATE … WHERE). \
+         {} rounds of {} s after a warm-up, in turns. The disk's own write and sync of 4 KiB took {:.2} ms; the machine's load at the end, \
+         others' work included, was {}. Resident memory of ours at the end: {:.0} MiB. Aim at 64 clients: ratio ≥ 2, lower p99.\n\n\
+         | | clients | ours/s | PostgreSQL/s | ratio | p50 ms ours / PostgreSQL | p99 ms ours / PostgreSQL | CPU µs per request ours / PostgreSQL |\n\
+         |---|---|---|---|---|---|---|---|\n",
+        f["peer"].as_str().unwrap_or_default(),
+        f["keys"],
+        f["value_bytes"],
+        f["rounds"],
+        f["round_seconds"],
+        number(&f["fdatasync_ms"]),
+        f["load"].as_str().unwrap_or_default(),
+        number(&f["resident_mib"]),
+    );
+    for r in f["rows"].as_array().into_iter().flatten() {
+        let ms = |side: &str, p: &str| number(&r[side]["latency"][p]) / 1000.0;
+        let _ = writeln!(
+            out,
+            "| {} | {} | {:.0} | {:.0} | **{:.2}** | {:.2} / {:.2} | {:.2} / {:.2} | {:.0} / {:.0} |",
+            r["what"].as_str().unwrap_or_default(),
+            r["clients"],
+            number(&r["ours"]["per_second"]),
+            number(&r["peer"]["per_second"]),
+            number(&r["ratio"]),
+            ms("ours", "p50_us"),
+            ms("peer", "p50_us"),
+            ms("ours", "p99_us"),
+            ms("peer", "p99_us"),
+            number(&r["ours"]["cpu_us"]),
+            number(&r["peer"]["cpu_us"]),
+        );
+    }
 }
 
 fn up(out: &mut String, u: &Value) {

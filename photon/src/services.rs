@@ -59,6 +59,12 @@ pub static SERVICES: [Service; 6] = [
     },
     Service { name: "iam", about: "who may do what", ports: &[tls("api", 8080)], needs: &["chainfire"] },
     Service {
+        name: "flaredb",
+        about: "distributed database",
+        ports: &[tls("api", 2479)],
+        needs: &["chainfire", "iam"],
+    },
+    Service {
         name: "prismnet",
         about: "tenant networks",
         ports: &[tls("api", 9091)],

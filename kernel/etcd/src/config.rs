@@ -58,7 +58,8 @@ pub struct Target {
 }
 
 impl Target {
-    fn parse(url: &str) -> Result<Target> {
+    /// Reads `https://HOST:PORT`, or on loopback `http://`.
+    pub fn parse(url: &str) -> Result<Target> {
         let url = url.trim().trim_end_matches('/');
         let wrong =
             || Error::invalid("endpoint", format!("{url:?} is not https://HOST:PORT or http://HOST:PORT"));

@@ -2,7 +2,7 @@
 //! (etcd's own, or ChainFire over the network), which is also a `photon_kv::Kv`: a cloud runs on a foreign etcd.
 //! The crate `etcd-client` was considered: it neither resumes watches nor says which refusals precede a write.
 //!
-//! Rooms: [`config`] (where the cluster is, how to prove who we are), `link` (one connection), `client` ([`Etcd`]:
+//! Rooms: [`config`] (where the cluster is, how to prove who we are), [`link`] (one connection; other gRPC clients of ours use it too), `client` ([`Etcd`]:
 //! which endpoint is asked, what is repeated), `fault` (what a refusal means), `watch` (resuming), `lease` (kept
 //! alive), `txn` (a commit as etcd's transaction; pure), `kv` (the trait).
 //!
@@ -21,7 +21,7 @@ pub mod config;
 mod fault;
 mod kv;
 mod lease;
-mod link;
+pub mod link;
 pub mod proto;
 mod txn;
 mod watch;

@@ -5,6 +5,7 @@ mod chainfire;
 mod client;
 mod coordinator;
 mod etcd;
+mod flaredb;
 mod images;
 mod import;
 mod input;

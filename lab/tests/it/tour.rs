@@ -187,6 +187,8 @@ fn tour_of_the_readme() {
                 assert!(printed.contains("{job=\"photon\"}"), "{printed}");
             } else if c.starts_with("photon metrics range") {
                 assert!(printed.contains("CHART") && printed.contains("node="), "{printed}");
+            } else if c.starts_with("photon flaredb scan") {
+                assert!(printed.contains("greeting") && printed.contains("bye"), "{printed}");
             }
             if c.starts_with("photon node list") {
                 assert!(printed.contains("second") && printed.contains("leader"), "{printed}");

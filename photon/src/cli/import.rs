@@ -136,10 +136,15 @@ fn target(global: &Global, args: &ImportArgs) -> Result<Config> {
 
 /// The ChainFire port beside the front door.
 pub fn own_store(profile: &Profile) -> Result<String> {
+    beside(profile, 2379)
+}
+
+/// Another port beside the front door.
+pub fn beside(profile: &Profile, number: u16) -> Result<String> {
     let front: http::Uri =
         profile.door().parse().map_err(|e| Error::invalid("endpoint", "is not a URL").why(e))?;
     let (host, port) = (front.host().unwrap_or("127.0.0.1"), front.port_u16().unwrap_or(8443));
-    Ok(format!("https://{host}:{}", port - crate::services::FRONT.number + 2379))
+    Ok(format!("https://{host}:{}", port - crate::services::FRONT.number + number))
 }
 
 fn interrupted() -> Result<impl Future<Output = ()>> {

@@ -8,6 +8,7 @@ mod daemon;
 mod doctor;
 mod env;
 mod etcd;
+mod flaredb;
 mod image;
 mod import;
 mod join;
@@ -123,6 +124,9 @@ enum Command {
     /// Run one service alone.
     #[command(subcommand)]
     Chainfire(serve::ChainfireCommand),
+    /// Keys, transactions and regions of the distributed store.
+    #[command(subcommand)]
+    Flaredb(flaredb::FlaredbCommand),
     /// Run one service alone.
     #[command(subcommand)]
     Nightlight(nightlight::NightlightCommand),
@@ -201,6 +205,7 @@ async fn run(command: clap::Command, matches: &clap::ArgMatches) -> Result<()> {
         Command::Explain { kind } => kinds::explain(&kind),
         Command::Metrics(c) => Box::pin(metrics::metrics(&global, c)).await,
         Command::Chainfire(c) => serve::chainfire(&global, c).await,
+        Command::Flaredb(c) => Box::pin(flaredb::flaredb(&global, c)).await,
         Command::Nightlight(c) => nightlight::nightlight(&global, c).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut command.clone(), "photon", &mut std::io::stdout());

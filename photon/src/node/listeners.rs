@@ -52,6 +52,7 @@ pub async fn start(
                     let Some(chainfire) = chainfire else { continue };
                     chainfire.router().layer(axum::middleware::from_fn_with_state(s.gate.clone(), scope))
                 }
+                "flaredb" => s.flaredb.router(common(health::routes(one(s, "flaredb")))),
                 "iam" => common(
                     api.clone().only("iam").router().merge(iam.clone()).merge(health::routes(one(s, "iam"))),
                 ),
@@ -70,7 +71,11 @@ pub async fn start(
             tls: Some(tls.clone()),
             tokens: Some(s.identity.tokens.clone()),
             router,
-            direct: chainfire.filter(|_| name == "chainfire").map(|c| c.direct(operators)),
+            direct: match name {
+                "chainfire" => chainfire.map(|c| c.direct(operators)),
+                "flaredb" => s.flaredb.direct(),
+                _ => None,
+            },
             lenient_authority: name == "chainfire",
         };
         listener.start(&s.tasks);
@@ -179,6 +184,11 @@ fn own(s: &Arc<Shared>, service: &str) -> (bool, Map<String, serde_json::Value>)
             m.insert("database".into(), if store { "connected" } else { "away" }.into());
             m.insert("version".into(), env!("CARGO_PKG_VERSION").into());
             view.revision() > 0
+        }
+        "flaredb" => {
+            let (well, fields) = s.flaredb.health(store);
+            m = fields;
+            well
         }
         "plasmavmc" => {
             m.insert("vms_running".into(), count("vm", &|o| o.status["phase"] == "running").into());

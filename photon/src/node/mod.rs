@@ -4,6 +4,7 @@
 mod cluster;
 mod coordinator;
 mod dns;
+mod flaredb;
 mod forward;
 mod history;
 mod identity;
@@ -18,6 +19,7 @@ pub use lock::{Lock, running_pid};
 
 use crate::config::{Config, Networking, is_root};
 use coordinator::Coordinator;
+use flaredb::FlareStore;
 use forward::Forward;
 use iam::{Iam, login::Login};
 use identity::Identity;
@@ -36,12 +38,13 @@ use prismnet::{
     engine::{DataPlane, LinuxPlane, UserPlane},
 };
 use report::{Event, Reporter};
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 /// A running node.
 pub struct Node {
     tasks: Tasks,
     coordinator: Coordinator,
+    flaredb: OnceLock<Arc<FlareStore>>,
     gossip: Gossip,
     _lock: Lock,
 }
@@ -55,6 +58,7 @@ pub(crate) struct Shared {
     pub store: Store,
     /// Where the records are, if not in this node's own store.
     pub coordinator: Option<String>,
+    pub flaredb: Arc<FlareStore>,
     pub view: View,
     pub gate: Gate,
     pub login: Arc<Login>,
@@ -81,7 +85,8 @@ impl Node {
         step.done();
 
         history::start(coordinator.clone(), paths.history(), &tasks);
-        let node = Node { tasks: tasks.clone(), coordinator, gossip, _lock: lock };
+        let flaredb = OnceLock::new();
+        let node = Node { tasks: tasks.clone(), coordinator, flaredb, gossip, _lock: lock };
         match node.start_services(config, paths, identity, certificate, reporter).await {
             Ok(ready) => {
                 reporter.emit(&Event::Ready { ms: (now() - begun).as_millis() as u64, summary: ready });
@@ -112,6 +117,11 @@ impl Node {
         let gate = Gate::new(Arc::new(Iam::new(view.clone())));
         let login = Login::new(store.clone(), identity.tokens.clone());
         iam::audit::trim(store.clone(), &self.tasks);
+        step.done();
+
+        let step = reporter.step("flaredb");
+        let flaredb = FlareStore::open(&paths, &config.node, store.kv(), &gate, &self.tasks).await?;
+        let flaredb = self.flaredb.get_or_init(|| Arc::new(flaredb)).clone();
         step.done();
 
         let networking = match config.networking {
@@ -179,6 +189,7 @@ impl Node {
             certificate,
             store,
             coordinator: self.coordinator.urls(),
+            flaredb,
             view,
             gate,
             login,
@@ -210,6 +221,9 @@ impl Node {
     pub async fn stop(self) {
         self.gossip.leave().await;
         self.tasks.shutdown().await;
+        if let Some(db) = self.flaredb.get() {
+            db.shutdown().await;
+        }
         self.coordinator.shutdown().await;
     }
 }

@@ -3,7 +3,8 @@
 //! Rooms, from the inside out: [`key`] and [`time`] (encodings that keep order, and the oracle of timestamps),
 //! [`model`] (one region as a pure state machine), `machine` (that machine below a Raft log, on the engine
 //! that all regions of a node share), [`node`] (the regions of a node: routing, gates, splits, merges,
-//! restarts), [`client`] (transactions as their coordinator runs them). `sim` runs clients and regions from a
+//! restarts), [`client`] (transactions as their coordinator runs them), [`wire`] (gRPC on port 2479: keyspaces, who
+//! may what, bounds, metrics), [`remote`] (the client's world over that). `sim` runs clients and regions from a
 //! seed and checks what they saw; `bug` holds the mistakes that prove it.
 //!
 //! **Data.** Full keys are in one order and carry their mode: raw keys (one version; conditions and writes on
@@ -14,7 +15,8 @@
 //! **A write's way.** Coordinator → the leader of the region that it takes for the owner of the key → bounds,
 //! epoch and timestamps are checked → for commits whose timestamp the region derives, its gate gives the
 //! floor → one log entry, fdatasync → the machine checks the epoch again and applies: writes, or a refusal and
-//! nothing → answer. **A read's way.** It raises the gate's floor, waits for derived commits under way on what
+//! nothing → answer. **A read's way.** Its timestamp must have been given: whoever read in
+//! the future would push others' commits there. It raises the gate's floor, waits for derived commits under way on what
 //! it reads, for the log (ReadIndex or lease), takes one view of the engine, and checks the epoch in it.
 //!
 //! **A transaction.** It reads at its start timestamp and buffers its writes. Commit: all keys are locked with
@@ -42,7 +44,7 @@
 //!
 //! Several nodes: `placement` (pure: region map and heartbeats to operators; its elected place is a lease
 //! with an epoch through the kernel's `Kv`), windows of timestamps through the same `Kv`, members of a region by
-//! `photon_raft::Change`. `wire` (gRPC). `feed` (changes of a range up to a resolved timestamp, which the gate
+//! `photon_raft::Change`. `feed` (changes of a range up to a resolved timestamp, which the gate
 //! and the oldest lock bound). `backup` (a scan at a timestamp, then the feed). The decisions that these
 //! rest on are in docs/decisions/0007-flaredb.md.
 
@@ -53,9 +55,11 @@ mod machine;
 pub mod model;
 pub mod node;
 mod refusal;
+pub mod remote;
 #[cfg(test)]
 mod sim;
 pub mod time;
+pub mod wire;
 
 pub use node::Node;
 pub use refusal::{LockInfo, Outcome, Refusal};

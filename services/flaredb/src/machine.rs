@@ -79,6 +79,8 @@ pub(crate) struct Shared {
 pub(crate) struct RegionMachine {
     shared: Arc<Shared>,
     state: RegionState,
+    /// The range as it is here, for whoever wants to refuse early. Never ahead of the state.
+    pub(crate) shown: Arc<RwLock<Descriptor>>,
     /// Bytes of commands applied here.
     pub(crate) written: Arc<AtomicU64>,
 }
@@ -94,7 +96,15 @@ impl RegionMachine {
         if !state.gone {
             shared.routes.set(&state.region);
         }
-        Ok(RegionMachine { shared, state, written: Arc::default() })
+        let shown = Arc::new(RwLock::new(state.region.clone()));
+        Ok(RegionMachine { shared, state, shown, written: Arc::default() })
+    }
+
+    fn take(&mut self, state: RegionState) {
+        if state.region != self.state.region {
+            *self.shown.write().unwrap_or_else(PoisonError::into_inner) = state.region.clone();
+        }
+        self.state = state;
     }
 
     /// True when another region took it in.
@@ -152,7 +162,7 @@ impl Machine for RegionMachine {
         if state.region != self.state.region {
             self.shared.routes.set(&state.region);
         }
-        self.state = state;
+        self.take(state);
         for e in effects {
             if let Effect::Begin(d) = &e {
                 self.shared.routes.set(d);
@@ -238,7 +248,7 @@ impl Machine for RegionMachine {
         last.put(META, meta_key(id), state.encode_to_vec());
         engine.write(last).and_then(|()| engine.persist()).map_err(fatal)?;
         self.shared.routes.set(&state.region);
-        self.state = state;
+        self.take(state);
         Ok(())
     }
 }

@@ -14,8 +14,8 @@ use crate::{
         command::{CommitMerge, PrepareMerge, Split},
         gate::Entry,
         layout::{META, meta_key, range},
-        limits::{FUTURE_MS, MAX_COMMAND},
-        read, region,
+        limits::MAX_COMMAND,
+        region,
     },
     refusal::Outcome,
     time::{self, Oracle, Ts},
@@ -25,7 +25,7 @@ use photon_kv::{
     Direction,
     engine::{Batch, Engine, FjallEngine, FjallOptions, KeyRange},
 };
-use photon_raft::{Group, GroupId, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig};
+use photon_raft::{Group, GroupId, GroupStatus, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig};
 use photon_rt::{
     disk::{Disk, RealDisk},
     task::Tasks,
@@ -37,7 +37,7 @@ use std::{
     future::Future,
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -57,6 +57,8 @@ const TEND_EVERY: Duration = Duration::from_secs(10);
 
 struct Replica {
     group: Group<RegionMachine>,
+    /// The range as of what was applied here.
+    shown: Arc<RwLock<Descriptor>>,
     gate: Mutex<Gate>,
     /// A derived commit is no longer under way.
     settled: Notify,
@@ -203,10 +205,10 @@ impl Node {
             // Told of again after a restart.
             return Ok(());
         }
-        let written = machine.written.clone();
+        let (written, shown) = (machine.written.clone(), machine.shown.clone());
         let group = inner.store.create_group(GroupId(id), &[inner.me], machine).await.map_err(broken)?;
         let (settled, measured) = (Notify::new(), AtomicU64::new(0));
-        let replica = Replica { group, gate: Mutex::default(), settled, written, measured };
+        let replica = Replica { group, shown, gate: Mutex::default(), settled, written, measured };
         lock(&inner.replicas).insert(id, Arc::new(replica));
         inner.changed.notify_waiters();
         Ok(())
@@ -236,6 +238,11 @@ impl Node {
     /// Why the node no longer works, if so.
     pub fn stopped(&self) -> Option<String> {
         self.0.store.stopped()
+    }
+
+    /// Resolves when the node can't go on: why.
+    pub async fn ended(&self) -> String {
+        self.0.store.ended().await
     }
 
     /// Ends as a crash would.
@@ -314,7 +321,7 @@ impl Node {
             // What the logs still hold is applied first.
             let all: Vec<Arc<Replica>> = lock(&self.0.replicas).values().cloned().collect();
             for r in all {
-                r.group.read_index().await.map_err(refused)?;
+                r.group.read_index().await.map_err(|e| refused(r.group.id().0, e))?;
             }
             let state = region::state_of(&*self.0.shared.engine.view(), source)?;
             if state.gone || state.merging == 0 {
@@ -429,11 +436,14 @@ impl Node {
         command.check()?;
         self.admit_time(command.newest())?;
         let replica = self.replica(id)?;
+        // A command for another version would be refused when it is applied; this spares the log, and the gate
+        // opens for what the region is now.
+        let now = replica.shown.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if now.version != region.version {
+            return Err(Refusal::StaleEpoch(Box::new(now)));
+        }
         let mut number = None;
         if command.derives().is_some() {
-            // The gate opens for what the region is now; a command for another version is refused by itself.
-            let state = region::state_of(&*self.0.shared.engine.view(), id)?;
-            region::belongs(&state, region.version)?;
             let term = self.open_gate(&replica, region.version).await?;
             number = lock(&replica.gate).admit(id, term, &mut command)?;
         }
@@ -449,7 +459,7 @@ impl Node {
             if !matches!(answer, Err(ProposeError::Unknown(_) | ProposeError::Stopped(_))) {
                 settle(&replica, number);
             }
-            answer.map_err(refused)?
+            answer.map_err(|e| refused(id, e))?
         };
         if number.is_none() {
             return proposal.await;
@@ -460,9 +470,10 @@ impl Node {
         }
     }
 
-    /// No oracle of this cluster can have given a timestamp far ahead of all clocks.
+    /// A timestamp that was not given yet would break promises to others: who read there, commits above what
+    /// the oracle gives next.
     fn admit_time(&self, ts: Ts) -> Outcome<()> {
-        let newest = time::at_ms(now_ms() + FUTURE_MS).max(lock(&self.0.oracle).end());
+        let newest = lock(&self.0.oracle).newest();
         if ts > newest {
             return Err(Refusal::FromTheFuture { ts, newest });
         }
@@ -472,10 +483,10 @@ impl Node {
     async fn look(&self, region: &Descriptor, request: &Request) -> Outcome<Response> {
         let id = region.id;
         let Some((span, at)) = request.reads() else { return Err(broken("no read")) };
-        self.admit_time(at)?;
         let replica = self.replica(id)?;
         let before = replica.group.status();
-        loop {
+        while let Some(at) = at {
+            self.admit_time(at)?;
             let settled = replica.settled.notified();
             match lock(&replica.gate).read(at, &span) {
                 Entry::Now => break,
@@ -483,34 +494,60 @@ impl Node {
             }
             settled.await;
         }
-        replica.group.read_index().await.map_err(refused)?;
+        replica.group.read_index().await.map_err(|e| refused(id, e))?;
         let now = replica.group.status();
         // The floor that was raised is the leader's.
-        if (now.role, now.term) != (Role::Leader, before.term) {
+        if at.is_some() && (now.role, now.term) != (Role::Leader, before.term) {
             return Err(Refusal::NotLeader(id));
         }
         let view = self.0.shared.engine.view();
         let state = region::state_of(&*view, id)?;
-        region::readable(&state, region.version, &span, Some(at))?;
+        region::readable(&state, region.version, &span, at)?;
         match request {
-            Request::Get(key, s) => read::get(&*view, key, s).map(Response::Value),
-            Request::Scan(q, s) => read::scan(&*view, q, s).map(Response::Page),
-            Request::Unchanged { range, start, at } => {
-                read::unchanged(&*view, range, *start, at).map(|()| Response::Done(Answer::Done))
+            // A page can be megabytes from a cold disk.
+            Request::Scan(..) | Request::RawScan(_) | Request::Unchanged { .. } => {
+                let request = request.clone();
+                photon_rt::task::blocking(move || request.read(&*view)).await
             }
-            Request::Do(_) => Err(broken("no read")),
+            _ => request.read(&*view),
         }
     }
 
-    /// The newest value of a raw key.
-    pub async fn raw_get(&self, key: &Bytes) -> Outcome<Option<read::RawValue>> {
-        key::check(key::Mode::Raw, key)?;
-        let region = self.locate(key).await?;
-        self.replica(region.id)?.group.read_index().await.map_err(refused)?;
-        let view = self.0.shared.engine.view();
-        let span = read::ReadRange::key(key).0;
-        region::readable(&region::state_of(&*view, region.id)?, region.version, &span, None)?;
-        read::raw_get(&*view, key)
+    /// All regions with how their groups are here, in the order of their keys.
+    pub fn statuses(&self) -> Vec<(Descriptor, Option<GroupStatus>)> {
+        let replicas = lock(&self.0.replicas);
+        let of = |d: &Descriptor| replicas.get(&d.id).map(|r| r.group.status());
+        self.regions().into_iter().map(|d| (d.clone(), of(&d))).collect()
+    }
+
+    /// Bytes that the engine has on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.0.shared.engine.disk_bytes()
+    }
+
+    /// `n` fresh timestamps, two apart: the first.
+    pub async fn timestamps(&self, n: u32) -> Outcome<Ts> {
+        let inner = &*self.0;
+        let take = || lock(&inner.oracle).take(now_ms(), n);
+        if let Some(r) = take() {
+            return Ok(r.start);
+        }
+        let _alone = inner.extending.lock().await;
+        if let Some(r) = take() {
+            return Ok(r.start);
+        }
+        let end = lock(&inner.oracle).wanted(now_ms());
+        let engine = inner.shared.engine.clone();
+        let write = move || {
+            let mut b = Batch::default();
+            b.put(META, WINDOW, end.to_be_bytes().to_vec());
+            engine.write(b)?;
+            engine.persist()
+        };
+        photon_rt::task::blocking(write).await?;
+        let mut oracle = lock(&inner.oracle);
+        oracle.extend(end);
+        oracle.take(now_ms().min(time::ms(end) - 1), n).map(|r| r.start).ok_or(Refusal::Overloaded)
     }
 }
 
@@ -521,9 +558,9 @@ fn settle(replica: &Replica, number: Option<u64>) {
     }
 }
 
-fn refused(e: ProposeError) -> Refusal {
+fn refused(id: u64, e: ProposeError) -> Refusal {
     match e {
-        ProposeError::NotLeader { .. } => Refusal::Unknown("nobody leads the region".into()),
+        ProposeError::NotLeader { .. } => Refusal::NotLeader(id),
         ProposeError::Overloaded => Refusal::Overloaded,
         ProposeError::TooLarge { bytes, limit } => Refusal::TooMany { what: "bytes", n: bytes, limit },
         e => Refusal::Unknown(e.to_string()),
@@ -549,26 +586,7 @@ async fn follow(node: std::sync::Weak<Inner>, mut events: mpsc::UnboundedReceive
 
 impl World for Node {
     async fn timestamp(&self) -> Outcome<Ts> {
-        let inner = &*self.0;
-        if let Some(r) = lock(&inner.oracle).take(now_ms(), 1) {
-            return Ok(r.start);
-        }
-        let _alone = inner.extending.lock().await;
-        if let Some(r) = lock(&inner.oracle).take(now_ms(), 1) {
-            return Ok(r.start);
-        }
-        let end = lock(&inner.oracle).wanted(now_ms());
-        let engine = inner.shared.engine.clone();
-        let write = move || {
-            let mut b = Batch::default();
-            b.put(META, WINDOW, end.to_be_bytes().to_vec());
-            engine.write(b)?;
-            engine.persist()
-        };
-        photon_rt::task::blocking(write).await?;
-        let mut oracle = lock(&inner.oracle);
-        oracle.extend(end);
-        oracle.take(now_ms().min(time::ms(end) - 1), 1).map(|r| r.start).ok_or(Refusal::Overloaded)
+        self.timestamps(1).await
     }
 
     fn locate(&self, key: &Bytes) -> impl Future<Output = Outcome<Descriptor>> + Send {

@@ -2,6 +2,7 @@
 
 use crate::{model::Descriptor, time::Ts};
 use bytes::Bytes;
+use photon_base::{Code, Error};
 use photon_kv::engine::EngineError;
 
 /// Result of anything that a region is asked.
@@ -48,6 +49,12 @@ pub enum Refusal {
     /// The request was handed on, but what became of it is not known.
     #[error("the outcome is unknown: {0}")]
     Unknown(String),
+    /// No node of the store could be asked: nothing was sent.
+    #[error("the store cannot be reached: {0}")]
+    Unreachable(String),
+    /// The caller may not do this.
+    #[error("denied: {0}")]
+    Denied(String),
     /// An empty key.
     #[error("a key must not be empty")]
     EmptyKey,
@@ -168,7 +175,49 @@ impl Refusal {
                 | Refusal::OutOfRange(_)
                 | Refusal::Merging(_)
                 | Refusal::Overloaded
+                | Refusal::Unreachable(_)
                 | Refusal::Unknown(_)
         )
+    }
+
+    /// Class and advice, for people.
+    pub fn error(&self) -> Error {
+        let (code, hint) = match self {
+            Refusal::StaleEpoch(_)
+            | Refusal::NoRegion(_)
+            | Refusal::NotLeader(_)
+            | Refusal::OutOfRange(_) => {
+                (Code::Unavailable, "look the region up again: photon flaredb regions")
+            }
+            Refusal::Merging(_) => (Code::Unavailable, "try again in a moment"),
+            Refusal::Overloaded => (Code::Exhausted, "try again later, or with fewer requests at a time"),
+            Refusal::Unreachable(_) => (Code::Unavailable, "is it running? photon status"),
+            Refusal::Unknown(_) => (Code::Timeout, "read before you write again: it may have been done"),
+            Refusal::Denied(_) => (
+                Code::Denied,
+                "name your project: --project NAME; its admins give roles: photon binding create",
+            ),
+            Refusal::EmptyKey | Refusal::KeyTooLong { .. } => (Code::Invalid, "keys have 1 to 16384 bytes"),
+            Refusal::ValueTooLarge { .. } => (Code::Invalid, "values have up to 1 MiB: split it"),
+            Refusal::InvertedRange => (Code::Invalid, "give the smaller key first"),
+            Refusal::TooMany { .. } => (Code::Invalid, "make it several requests"),
+            Refusal::Malformed(_) => (Code::Invalid, "see services/flaredb/proto/flaredb.proto"),
+            Refusal::NotATimestamp(_) | Refusal::FromTheFuture { .. } => {
+                (Code::Invalid, "take timestamps from the store: the call Timestamps")
+            }
+            Refusal::BeforeSafePoint { .. } => (Code::Gone, "begin a new transaction"),
+            Refusal::CheckFailed { .. } => (Code::Conflict, "read the key, then decide again"),
+            Refusal::Locked(_) | Refusal::Conflict { .. } | Refusal::Deadlock(_) => {
+                return Error { raced: true, ..Error::new(Code::Conflict, self.to_string()) }
+                    .hint("run the transaction again");
+            }
+            Refusal::AlreadyExists { .. } => (Code::Exists, "delete it first, or leave the condition out"),
+            Refusal::RolledBack(_) | Refusal::NotLocked(_) | Refusal::CommitTooEarly(_) => {
+                (Code::Conflict, "run the transaction again")
+            }
+            Refusal::Committed(_) => (Code::Conflict, "it is done: begin a new transaction"),
+            Refusal::Broken(_) => (Code::Internal, "see the log of the node; restore it if its disk failed"),
+        };
+        Error::new(code, self.to_string()).hint(hint)
     }
 }

@@ -66,9 +66,9 @@ impl Oracle {
         at_ms((now_ms + WINDOW_MS).max(ms(self.next) + STEP_MS))
     }
 
-    /// Behind this nothing was given.
-    pub fn end(&self) -> Ts {
-        self.end
+    /// Behind this nothing was given, nor derived from what was given.
+    pub fn newest(&self) -> Ts {
+        self.next - 1
     }
 
     /// `end` is durable now.

@@ -41,6 +41,11 @@ impl Detector {
         Ok(())
     }
 
+    /// True when nobody is known to wait.
+    pub fn is_idle(&self) -> bool {
+        self.waits.is_empty()
+    }
+
     /// `waiter` got what it wanted, or gave up.
     pub fn waited(&mut self, waiter: Ts) {
         self.waits.remove(&waiter);

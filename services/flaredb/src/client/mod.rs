@@ -5,7 +5,7 @@
 //!
 //! Rooms: [`txn`] (a transaction from its first read to its commit), `resolve` (locks of others that are in
 //! the way: the dead are buried, the living pushed or waited for), `route` (keys to regions, again and again),
-//! [`deadlock`] (who waits for whom), [`gc`] (collecting history).
+//! [`deadlock`] (who waits for whom), [`gc`] (collecting history), [`raw`] (keys with one version).
 //!
 //! **The primary decides.** Whoever ends a transaction, its own coordinator or somebody who met its locks,
 //! first commits or rolls back the primary and takes what that answers for the truth, and only then touches
@@ -13,22 +13,25 @@
 
 pub mod deadlock;
 pub mod gc;
-mod resolve;
+pub mod raw;
+pub(crate) mod resolve;
 mod route;
 pub mod txn;
 
 pub use txn::{Abort, Isolation, Options, Txn};
 
 use crate::{
-    key::Span,
+    Refusal,
+    key::{self, Mode, Span},
     model::{
         Answer, Descriptor, Op,
-        read::{Page, Query, ReadRange, Snapshot},
+        read::{self, Page, Query, RawValue, ReadRange, Snapshot},
     },
     refusal::Outcome,
     time::Ts,
 };
 use bytes::Bytes;
+use photon_kv::engine::View;
 use std::{future::Future, pin::Pin};
 
 /// What a region's leader is asked.
@@ -49,16 +52,40 @@ pub enum Request {
         /// When it wants to commit, and whom it may pass by.
         at: Snapshot,
     },
+    /// For the newest value of a raw key.
+    RawGet(Bytes),
+    /// For raw rows as they are now.
+    RawScan(Query),
 }
 
 impl Request {
-    /// The keys that it reads, and when.
-    pub fn reads(&self) -> Option<(Span, Ts)> {
+    /// The keys that it reads, and when if not as they are now.
+    pub fn reads(&self) -> Option<(Span, Option<Ts>)> {
         match self {
             Request::Do(_) => None,
-            Request::Get(key, s) => Some((ReadRange::key(key).0, s.at)),
-            Request::Scan(q, s) => Some((q.span.clone(), s.at)),
-            Request::Unchanged { range, at, .. } => Some((range.0.clone(), at.at)),
+            Request::Get(key, s) => Some((ReadRange::key(key).0, Some(s.at))),
+            Request::Scan(q, s) => Some((q.span.clone(), Some(s.at))),
+            Request::Unchanged { range, at, .. } => Some((range.0.clone(), Some(at.at))),
+            Request::RawGet(key) => Some((ReadRange::key(key).0, None)),
+            Request::RawScan(q) => Some((q.span.clone(), None)),
+        }
+    }
+
+    /// Answers a read from one state.
+    pub fn read(&self, view: &dyn View) -> Outcome<Response> {
+        match self {
+            Request::Do(_) => Err(Refusal::Malformed("no read".into())),
+            Request::Get(key, s) => read::get(view, key, s).map(Response::Value),
+            Request::Scan(q, s) => read::scan(view, q, s).map(Response::Page),
+            Request::Unchanged { range, start, at } => {
+                read::unchanged(view, range, *start, at).map(|()| Response::Done(Answer::Done))
+            }
+            Request::RawGet(key) => {
+                key::check(Mode::Raw, key)?;
+                let value = read::raw_get(view, key)?;
+                Ok(Response::Value(value.map(|RawValue { value, version }| (value, version))))
+            }
+            Request::RawScan(q) => read::raw_scan(view, q).map(Response::Page),
         }
     }
 }
@@ -68,7 +95,7 @@ impl Request {
 pub enum Response {
     /// It was done.
     Done(Answer),
-    /// A value and its commit.
+    /// A value, and its commit or, of a raw key, its version.
     Value(Option<(Bytes, Ts)>),
     /// Rows.
     Page(Page),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 /// What can be done about locks.
 #[derive(Debug, Default)]
-pub(super) struct Way {
+pub(crate) struct Way {
     /// Transactions that commit behind the reader, or not at all: it may pass.
     pub pass: Vec<Ts>,
     /// One that lives and has to be waited for.
@@ -20,7 +20,7 @@ pub(super) struct Way {
 }
 
 /// Looks at each lock's transaction. `reader` is the timestamp of the read that met them; 0 for a writer.
-pub(super) async fn clear<W: World>(world: &W, locks: Vec<LockInfo>, reader: Ts) -> Outcome<Way> {
+pub(crate) async fn clear<W: World>(world: &W, locks: Vec<LockInfo>, reader: Ts) -> Outcome<Way> {
     let mut way = Way::default();
     for lock in locks {
         if way.pass.contains(&lock.start) {

@@ -28,7 +28,7 @@ pub(crate) const LOCK: Space = Space(3);
 pub(crate) const WRITE: Space = Space(4);
 
 /// A part of the key space with its own log.
-#[derive(Clone, PartialEq, Eq, Message)]
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Descriptor {
     /// Its number, never given twice.
     #[prost(uint64, tag = "1")]

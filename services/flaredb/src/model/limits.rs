@@ -26,6 +26,3 @@ pub const PAGE_RECORDS: usize = 200_000;
 
 /// Most locks that one answer names.
 pub const MAX_LOCKS: usize = 64;
-
-/// How far ahead of this node's clock a timestamp may be.
-pub const FUTURE_MS: u64 = 60_000;

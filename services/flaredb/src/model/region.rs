@@ -47,7 +47,8 @@ pub fn readable(state: &RegionState, epoch: u64, span: &Span, at: Option<Ts>) ->
     }
 }
 
-fn keys(op: &Op) -> Vec<&Bytes> {
+/// The keys that the region must have. Those of the transaction that lie elsewhere are not among them.
+pub(crate) fn keys(op: &Op) -> Vec<&Bytes> {
     match op {
         Op::Raw(r) => r.checks.iter().map(|c| &c.key).chain(r.writes.iter().map(|w| &w.key)).collect(),
         Op::Prewrite(p) => p.mutations.iter().map(|m| &m.key).collect(),
@@ -98,7 +99,7 @@ pub fn apply(
         }
         Op::Prewrite(p) => {
             out.begins(p.start)?;
-            if p.reads.iter().any(|r| !span.covers(&Span { start: r.start.clone(), end: end_of(r) })) {
+            if p.reads.iter().any(|r| !span.covers(&span_read(r))) {
                 return Err(Refusal::OutOfRange(id));
             }
             txn::prewrite(over, p, command.floor, &mut out)?
@@ -138,8 +139,10 @@ pub fn apply(
     Ok(answer)
 }
 
-fn end_of(r: &ReadSpan) -> Bytes {
-    if r.end.is_empty() { crate::key::after(&r.start) } else { r.end.clone() }
+/// What was read.
+pub(crate) fn span_read(r: &ReadSpan) -> Span {
+    let end = if r.end.is_empty() { crate::key::after(&r.start) } else { r.end.clone() };
+    Span { start: r.start.clone(), end }
 }
 
 /// The new region takes the right half: its end is this one's. Both exist from this entry on, and nothing

@@ -15,7 +15,7 @@ use crate::{
         command::*,
         gate::Entry,
         layout::{META, meta_key},
-        read, region,
+        region,
     },
     refusal::Outcome,
     time::{Oracle, Ts},
@@ -283,7 +283,9 @@ impl SimWorld {
     }
 
     async fn look(&self, id: u64, epoch: u64, request: &Request) -> Outcome<Response> {
-        let Some((span, at)) = request.reads() else { return Err(Refusal::Malformed("nothing".into())) };
+        let Some((span, Some(at))) = request.reads() else {
+            return Err(Refusal::Malformed("no read at a timestamp".into()));
+        };
         let term = self.with(|w| w.regions.get(&id).map(|r| r.term)).ok_or(Refusal::NoRegion(id))?;
         loop {
             let entry = self.with(|w| {
@@ -313,15 +315,8 @@ fn answer(engine: &MemEngine, id: u64, epoch: u64, request: &Request) -> Outcome
     let view = engine.view();
     let state = region::state_of(&*view, id)?;
     let Some((span, at)) = request.reads() else { return Err(Refusal::Malformed("nothing".into())) };
-    region::readable(&state, epoch, &span, Some(at))?;
-    match request {
-        Request::Get(key, s) => read::get(&*view, key, s).map(Response::Value),
-        Request::Scan(q, s) => read::scan(&*view, q, s).map(Response::Page),
-        Request::Unchanged { range, start, at } => {
-            read::unchanged(&*view, range, *start, at).map(|()| Response::Done(Answer::Done))
-        }
-        Request::Do(_) => Err(Refusal::Malformed("no read".into())),
-    }
+    region::readable(&state, epoch, &span, at)?;
+    request.read(&*view)
 }
 
 fn put_state(engine: &MemEngine, s: &RegionState) {

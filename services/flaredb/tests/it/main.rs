@@ -1,4 +1,6 @@
 //! FlareDB on the real log and engine.
 
+mod codegen;
 mod crash;
 mod node;
+mod wire;

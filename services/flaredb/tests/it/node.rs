@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flaredb::{
     Node, Refusal,
-    client::{Isolation, Options, Request, Response, Txn, World, gc},
+    client::{Isolation, Options, Request, Response, Txn, World, gc, raw},
     key::{self, Mode, Span},
     model::{Op, command::*, read::Snapshot},
     time,
@@ -248,7 +248,7 @@ async fn what_is_refused_is_named_and_changes_nothing() {
     let want = RawCheck { key: a.clone(), want: Some(Want::Value("2".into())) };
     let refused = Refusal::CheckFailed { index: 0, version: 1, value: Some("1".into()) };
     assert_eq!(node.ask(&first, raw(vec![want], "3").0).await, Err(refused));
-    assert_eq!(node.raw_get(&a).await.expect("get").expect("there").value, "1");
+    assert_eq!(raw::get(&node, &a).await.expect("get").expect("there").0, "1");
     assert_eq!(get(&node, 1).await, 1);
     node.shutdown().await;
 }

@@ -1,0 +1,247 @@
+//! FlareDB as people use it: alone on loopback, and in a cloud with its roles.
+
+use photon_lab::cloud::{Cloud, Ran, photon_exe, wait};
+use std::{
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+/// A FlareDB of its own process.
+struct Alone {
+    dir: tempfile::TempDir,
+    addr: SocketAddr,
+    child: Option<Child>,
+}
+
+impl Alone {
+    fn new() -> Alone {
+        let dir = tempfile::tempdir().expect("folder");
+        let addr = TcpListener::bind("127.0.0.1:0").expect("loopback").local_addr().expect("address");
+        Alone { dir, addr, child: None }
+    }
+
+    fn serve(&self, listen: &str) -> Command {
+        let mut c = Command::new(photon_exe());
+        c.arg("--data-dir").arg(self.dir.path().join("data"));
+        c.args(["flaredb", "serve", "--tls", "off", "--listen", listen]);
+        c
+    }
+
+    fn start(&mut self) {
+        let log = std::fs::File::create(self.dir.path().join("log")).expect("log");
+        let child = self.serve(&self.addr.to_string()).stdout(Stdio::null()).stderr(log).spawn();
+        self.child = Some(child.expect("starts"));
+        wait("FlareDB to answer", Duration::from_secs(60), || self.run(&["stores"]).code == 0);
+    }
+
+    fn kill(&mut self) {
+        let mut child = self.child.take().expect("it runs");
+        child.kill().expect("it runs");
+        child.wait().expect("it ended");
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        run(&format!("http://{}", self.addr), args)
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let r = self.run(args);
+        assert_eq!(r.code, 0, "{}: {}{}", args.join(" "), r.out, r.err);
+        r.out
+    }
+}
+
+fn run(url: &str, args: &[&str]) -> Ran {
+    let mut c = Command::new(photon_exe());
+    c.arg("flaredb").args(args).env("PHOTON_FLAREDB", url).env_remove("PHOTON_PROJECT");
+    c.stdin(Stdio::null()).output().expect("photon runs").into()
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if let Some(mut c) = self.child.take() {
+            let _ = c.kill();
+            let _ = c.wait();
+        }
+    }
+}
+
+#[test]
+fn flaredb_alone_does_what_its_help_says() {
+    let mut db = Alone::new();
+    let refused: Ran = db.serve("0.0.0.0:0").output().expect("runs").into();
+    assert!(refused.code == 5 && refused.err.contains("loopback"), "{}", refused.err);
+    db.start();
+    db.ok(&["put", "a", "hello"]);
+    assert_eq!(db.ok(&["get", "a"]), "hello\n");
+    for (args, code, said) in [
+        (&["get", "nothing"][..], 3, "does not exist"),
+        (&["delete", "nothing"], 3, "does not exist"),
+        (&["cas", "a", "--expect", "other", "--value", "x"], 4, "it has version 1"),
+        (&["cas", "a", "--version", "7", "--value", "x"], 4, "it has version 1"),
+        (&["cas", "a", "--absent", "--value", "x"], 4, "it has version 1"),
+        (&["cas", "b", "--expect", "x"], 4, "there is none"),
+        (&["cas", "a", "--value", "x"], 2, "--expect"),
+        (&["put", "", "x"], 2, "must not be empty"),
+        (&["scan", "--limit", "0"], 2, "is not 1 to 10000"),
+        (&["scan", "a", "--after", "b"], 2, "outside"),
+        (&["merge", "77"], 7, "not here"),
+        (&["txn", "/nonexistent"], 3, "/nonexistent"),
+    ] {
+        let r = db.run(args);
+        assert!(r.code == code && r.err.contains(said), "{}: {} {}", args.join(" "), r.code, r.err);
+    }
+    let too_long = "k".repeat(17_000);
+    assert_eq!(db.run(&["put", &too_long, "x"]).code, 2);
+    db.ok(&["cas", "a", "--expect", "hello", "--value", "bye"]);
+    for n in 0..5 {
+        db.ok(&["put", &format!("k{n}"), "v"]);
+    }
+    db.ok(&["split", "k3"]);
+    assert_eq!(db.ok(&["scan", "k", "--reverse", "--limit", "3", "-o", "name"]), "k4\nk3\nk2\n");
+    assert_eq!(db.ok(&["scan", "k", "--after", "k2", "--keys-only", "-o", "name"]), "k3\nk4\n");
+    assert_eq!(db.ok(&["regions", "-o", "name"]).lines().count(), 2);
+    db.ok(&["merge", "2"]);
+    assert_eq!(db.ok(&["regions", "-o", "name"]), "1\n");
+    let file = db.dir.path().join("move");
+    let file = file.to_str().expect("UTF-8");
+    std::fs::write(file, "absent from\nput from 10\nput to \"nothing yet\"\n").expect("write");
+    db.ok(&["txn", file]);
+    std::fs::write(file, "expect from 10\nget to\nput from 9\ndelete to\n").expect("write");
+    assert!(db.ok(&["txn", file]).contains("nothing yet"));
+    assert_eq!(db.run(&["txn", file]).code, 4);
+    assert_eq!(db.ok(&["scan", "--txn", "-o", "name"]), "from\n");
+    db.kill();
+    assert_eq!(db.run(&["get", "a"]).code, 7);
+    db.start();
+    assert_eq!((db.ok(&["get", "a"]), db.ok(&["get", "from", "--txn"])), ("bye\n".into(), "9\n".into()));
+}
+
+/// One writer after another counts up; the process is killed in between, again and again. What was answered is
+/// there, and a counter is never more than one step ahead of what was answered.
+#[test]
+fn flaredb_alone_loses_nothing_when_killed() {
+    const WRITERS: usize = 4;
+    const KILLS: usize = 5;
+    let mut db = Alone::new();
+    db.start();
+    let url = format!("http://{}", db.addr);
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::new(Mutex::new([0u64; WRITERS]));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|w| {
+            let (url, over, told) = (url.clone(), over.clone(), told.clone());
+            std::thread::spawn(move || {
+                let key = format!("counter-{w}");
+                let mut next = 1u64;
+                while !over.load(Ordering::Relaxed) {
+                    let put = run(&url, &["put", &key, &next.to_string()]);
+                    if put.code == 0 {
+                        told.lock().expect("told")[w] = next;
+                        next += 1;
+                    }
+                }
+            })
+        })
+        .collect();
+    for n in 0..KILLS {
+        let before: u64 = told.lock().expect("told").iter().sum();
+        wait("writes to go on", Duration::from_secs(60), || {
+            told.lock().expect("told").iter().sum::<u64>() > before + 10
+        });
+        if n == 2 {
+            db.ok(&["split", "counter-2"]);
+        }
+        db.kill();
+        db.start();
+    }
+    over.store(true, Ordering::Relaxed);
+    writers.into_iter().for_each(|w| w.join().expect("a writer"));
+    for w in 0..WRITERS {
+        let is: u64 = db.ok(&["get", &format!("counter-{w}")]).trim().parse().expect("a number");
+        let told = told.lock().expect("told")[w];
+        assert!(is == told || is == told + 1, "counter-{w} is {is}, and {told} was answered");
+    }
+}
+
+#[test]
+fn flaredb_of_a_cloud_keeps_projects_apart_and_its_data() {
+    let cloud = Cloud::new("user");
+    cloud.up();
+    for p in ["mine", "other"] {
+        cloud.ok(&["project", "create", p]);
+        cloud.ok(&["flaredb", "put", "greeting", p, "--project", p]);
+    }
+    cloud.ok(&["flaredb", "put", "greeting", "all"]);
+    // The same name in each, and none sees the others'.
+    assert_eq!(cloud.ok(&["flaredb", "get", "greeting", "--project", "mine"]), "mine\n");
+    assert_eq!(cloud.ok(&["flaredb", "scan", "--project", "other", "-o", "name"]), "greeting\n");
+    assert_eq!(cloud.ok(&["flaredb", "get", "greeting"]), "all\n");
+    // A user with a role in one of them.
+    cloud.ok(&["user", "create", "alice"]);
+    let password = |args: &[&str]| {
+        let mut c = cloud.command();
+        let mut child = c.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("photon");
+        std::io::Write::write_all(&mut child.stdin.take().expect("stdin"), b"correct horse battery\n")
+            .expect("write");
+        assert!(child.wait().expect("ends").success(), "{}", args.join(" "));
+    };
+    password(&["user", "set-password", "alice"]);
+    let role = ["--project", "mine", "--subject", "user/alice", "--role", "viewer"];
+    cloud.ok(&[&["binding", "create", "alice"], &role[..]].concat());
+    let profile = cloud.dir.path().join("alice.json");
+    let (profile, ca) = (profile.to_str().expect("UTF-8"), cloud.dir.path().join("creds/ca.crt"));
+    let door = format!("https://127.0.0.1:{}", cloud.port(8443));
+    let login = ["login", "--endpoint", &door, "--user", "alice", "--save", profile, "--ca"];
+    password(&[&login[..], &[ca.to_str().expect("UTF-8")]].concat());
+    let alice = |args: &[&str]| cloud.run(&[&["--profile", profile, "flaredb"], args].concat());
+    wait("the role to count", Duration::from_secs(5), || {
+        alice(&["get", "greeting", "--project", "mine"]).out == "mine\n"
+    });
+    for denied in [
+        &["put", "greeting", "x", "--project", "mine"][..],
+        &["cas", "greeting", "--expect", "mine", "--project", "mine"],
+        &["get", "greeting", "--project", "other"],
+        &["scan", "--project", "other"],
+        &["get", "greeting"],
+        &["put", "greeting", "x"],
+        &["regions"],
+        &["stores"],
+        &["split", "m", "--project", "mine"],
+        &["merge", "1"],
+    ] {
+        let r = alice(denied);
+        assert_eq!(r.code, 5, "{}: {}{}", denied.join(" "), r.out, r.err);
+    }
+    assert_eq!(cloud.ok(&["flaredb", "get", "greeting", "--project", "mine"]), "mine\n");
+
+    let status = cloud.json(&["status"]);
+    assert_eq!(status["services"]["flaredb"]["chainfire"], "connected", "{status}");
+    assert_eq!(status["services"]["flaredb"]["status"], "healthy");
+    cloud.ok(&["flaredb", "split", "m", "--project", "mine"]);
+    cloud.kill();
+    cloud.up();
+    assert_eq!(cloud.ok(&["flaredb", "get", "greeting", "--project", "other"]), "other\n");
+    assert_eq!(cloud.ok(&["flaredb", "regions", "-o", "name"]).lines().count(), 2);
+
+    // Data that are gone are not made up: the rest of the cloud works, and this says what is wrong.
+    cloud.ok(&["down"]);
+    let (data, away) = (cloud.dir.path().join("flaredb"), cloud.dir.path().join("away"));
+    std::fs::rename(&data, &away).expect("move");
+    cloud.up();
+    assert_eq!(cloud.run(&["status"]).code, 7);
+    let status = cloud.run(&["status"]);
+    assert!(status.out.contains("the store that began on this node is not in"), "{}", status.out);
+    assert_ne!(cloud.run(&["flaredb", "get", "greeting"]).code, 0);
+    cloud.ok(&["project", "list"]);
+    cloud.ok(&["down"]);
+    let _ = std::fs::remove_dir_all(&data);
+    std::fs::rename(&away, &data).expect("move back");
+    cloud.up();
+    assert_eq!(cloud.ok(&["flaredb", "get", "greeting"]), "all\n");
+}
