@@ -46,7 +46,7 @@ const fn tls(role: &'static str, number: u16) -> Port {
 pub const FRONT: Port = tls("api", 8443);
 
 /// In the order of start.
-pub static SERVICES: [Service; 6] = [
+pub static SERVICES: [Service; 7] = [
     Service {
         name: "chainfire",
         about: "cluster store, an etcd v3",
