@@ -11,12 +11,14 @@ mod authority;
 mod gate;
 mod identity;
 pub mod password;
+mod subject;
 mod tls;
 mod token;
 
 pub use authority::{Authority, CertPair, Leaf};
 pub use gate::{Action, Authorized, Decision, Gate, Policy, Target, Verb};
 pub use identity::{Caller, Identity, Kind, Proof};
+pub use subject::{CommonName, common_name};
 pub use tls::{
     LiveCertificate, client_config, fingerprint, identity_of, live_client_config, mutual_config,
     pinned_config, server_config,

@@ -10,3 +10,4 @@ pub mod health;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
+mod unread;

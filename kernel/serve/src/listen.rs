@@ -1,6 +1,6 @@
 //! Listeners: TCP, TLS, HTTP/1.1 and HTTP/2 on one port, and who is calling.
 
-use crate::{authority::Tolerant, metrics::Counter};
+use crate::{authority::Tolerant, metrics::Counter, unread};
 use axum::{Router, body::Body};
 use http::{Request, Response, header};
 use hyper::{body::Incoming, service::Service};
@@ -8,7 +8,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use photon_auth::{Caller, Identity, Proof, TokenKey, identity_of};
+use photon_auth::{Caller, CommonName, Proof, TokenKey, common_name, identity_of};
 use photon_base::{Code, Error, Result};
 use photon_rt::{
     net::{TcpListener, TcpStream},
@@ -70,7 +70,7 @@ pub type Answer = Pin<Box<dyn Future<Output = std::result::Result<Response<Body>
 
 /// Answers some requests before the router sees them: takes those, and leaves the others. For protocols of many
 /// small requests: matching patterns and passing through layers takes several allocations for each. It gets who
-/// is calling; of what is usually in the extensions there is nothing.
+/// is calling; of what is usually in the extensions there is only the [`CommonName`].
 pub type Direct = Arc<dyn Fn(&mut Request<Body>, Option<&Caller>) -> Option<Answer> + Send + Sync>;
 
 struct Shared {
@@ -138,7 +138,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: Peer) -> Resul
     let _ = stream.set_nodelay(true); // only latency is lost without it
     let Some(acceptor) = shared.tls.clone() else {
         // A port without TLS knows no identities; see `Listener::tls`.
-        return maybe_lenient(shared, stream, from, None, true).await;
+        return maybe_lenient(shared, stream, Shown { from, peer: None, subject: None, proven: true }).await;
     };
     let mut first = [0u8; 1];
     let n = timeout(HANDSHAKE_TIME_MAX, "the first byte", stream.peek(&mut first))
@@ -152,25 +152,35 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: Peer) -> Resul
         .map_err(|e| Error::new(Code::Unauthenticated, "the TLS handshake failed").why(e))?;
     // rustls has verified the chain: what it shows is of our authority.
     let shown = tls.get_ref().1.peer_certificates().and_then(|c| c.first());
-    let proven = shown.is_some(); // a foreign authority's certificate names no identity, and proves one
-    let peer = shown.and_then(identity_of);
-    maybe_lenient(shared, tls, from, peer, proven).await
+    let shown = Shown {
+        from,
+        // A foreign authority's certificate names no identity, and proves one.
+        proven: shown.is_some(),
+        subject: shown.and_then(common_name),
+        peer: shown.and_then(identity_of).map(|identity| Caller { identity, proof: Proof::Certificate }),
+    };
+    maybe_lenient(shared, tls, shown).await
 }
 
-async fn maybe_lenient<I>(
-    shared: Arc<Shared>,
-    io: I,
+/// What a connection itself says of who is at its other end.
+struct Shown {
     from: Peer,
-    peer: Option<Identity>,
+    /// Who its certificate names, if that is ours.
+    peer: Option<Caller>,
+    /// The common name of its certificate, whoever signed it.
+    subject: Option<CommonName>,
+    /// It need not prove anything more to stay.
     proven: bool,
-) -> Result<()>
+}
+
+async fn maybe_lenient<I>(shared: Arc<Shared>, io: I, shown: Shown) -> Result<()>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     if shared.lenient_authority {
-        http(shared, TokioIo::new(Tolerant::new(io)), from, peer, proven).await
+        http(shared, TokioIo::new(Tolerant::new(io)), shown).await
     } else {
-        http(shared, TokioIo::new(io), from, peer, proven).await
+        http(shared, TokioIo::new(io), shown).await
     }
 }
 
@@ -186,13 +196,7 @@ async fn refuse_plain(mut stream: TcpStream) -> Result<()> {
     Ok(())
 }
 
-async fn http<I>(
-    shared: Arc<Shared>,
-    io: TokioIo<I>,
-    from: Peer,
-    peer: Option<Identity>,
-    proven: bool,
-) -> Result<()>
+async fn http<I>(shared: Arc<Shared>, io: TokioIo<I>, shown: Shown) -> Result<()>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -212,10 +216,10 @@ where
         .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
+    let Shown { from, peer, subject, proven } = shown;
     let proven = Arc::new(AtomicBool::new(proven));
     let unproven_time_max = shared.unproven_time_max;
-    let peer = peer.map(|identity| Caller { identity, proof: Proof::Certificate });
-    let service = Answers { shared, from, peer, proven: proven.clone() };
+    let service = Answers { shared, from, peer, subject, proven: proven.clone() };
     let conn = builder.serve_connection_with_upgrades(io, service);
     tokio::pin!(conn);
     let broke =
@@ -247,6 +251,7 @@ struct Answers {
     from: Peer,
     /// Who the connection's certificate names.
     peer: Option<Caller>,
+    subject: Option<CommonName>,
     proven: Arc<AtomicBool>,
 }
 
@@ -258,14 +263,27 @@ impl Service<Request<Incoming>> for Answers {
     fn call(&self, request: Request<Incoming>) -> Answer {
         let shared = &self.shared;
         shared.requests.inc();
-        let mut request = request.map(Body::new);
+        // Who is asked first does not pay for it.
+        let (mut request, rest) = match &shared.direct {
+            Some(_) => (request.map(Body::new), unread::Rest::default()),
+            None => unread::lend(request),
+        };
         let shown = match self.shown(&request) {
             Ok(shown) => shown,
-            Err(e) => return Box::pin(std::future::ready(Ok(refusal(&e)))),
+            Err(e) => {
+                drop(request);
+                return Box::pin(async move {
+                    rest.drain().await;
+                    Ok(refusal(&e))
+                });
+            }
         };
         let caller = shown.as_ref().or(self.peer.as_ref());
         if caller.is_some() {
             self.proven.store(true, Ordering::Relaxed);
+        }
+        if let Some(subject) = &self.subject {
+            request.extensions_mut().insert(subject.clone());
         }
         tracing::trace!(listener = shared.name, method = %request.method(), path = request.uri().path(), "request");
         if let Some(answer) = shared.direct.as_ref().and_then(|d| d(&mut request, caller)) {
@@ -276,7 +294,12 @@ impl Service<Request<Incoming>> for Answers {
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
-        Box::pin(shared.router.clone().oneshot(request))
+        let answer = shared.router.clone().oneshot(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            rest.drain().await;
+            answer
+        })
     }
 }
 
@@ -285,7 +308,13 @@ impl Answers {
     fn shown(&self, request: &Request<Body>) -> Result<Option<Caller>> {
         let Some(value) = request.headers().get(header::AUTHORIZATION) else { return Ok(None) };
         let refuse = |what: &str| Error::new(Code::Unauthenticated, what).hint("photon login");
-        let keys = self.shared.tokens.as_ref().ok_or_else(|| refuse("this port takes no tokens"))?;
+        let Some(keys) = &self.shared.tokens else {
+            // A drop-in's clients send what they would send to the original; etcd's tokens come without a scheme.
+            if self.shared.tls.is_none() || !value.as_bytes().starts_with(b"Bearer ") {
+                return Ok(None);
+            }
+            return Err(refuse("this port takes no tokens"));
+        };
         let token = value
             .to_str()
             .ok()

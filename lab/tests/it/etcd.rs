@@ -151,3 +151,94 @@ fn one_member_by_the_flags_of_kubeadm() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("auto-tls"));
 }
+
+/// What callers with certificates may do where users are on: the same with etcd and here.
+#[test]
+fn users_are_named_by_certificates() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let now = photon_rt::time::wall();
+    let ca = Authority::open(&dir.path().join("ca"), "somebody else's", now).expect("authority");
+    let files = |identity: &str| {
+        let leaf = Leaf {
+            identity: identity.parse().expect("identity"),
+            dns: vec!["localhost".into()],
+            addresses: vec!["127.0.0.1".parse().expect("address")],
+            valid: Duration::from_secs(86_400),
+        };
+        let pair = ca.issue(&leaf, now).expect("certificate");
+        [("crt", pair.cert_pem), ("key", pair.key_pem)].map(|(end, text)| {
+            let path = dir.path().join(format!("{}.{end}", identity.replace('/', "-")));
+            std::fs::write(&path, text).expect("write");
+            path.display().to_string()
+        })
+    };
+    let [cert, key] = files("host/node");
+    // The common names are `user/alice` and `user/bob`.
+    let (alice, bob) = (files("user/alice"), files("user/bob"));
+    let authority = dir.path().join("ca.crt").display().to_string();
+    std::fs::write(&authority, ca.cert_pem()).expect("write");
+    let run = |program: &Path, name: &str| -> Vec<Result<String, String>> {
+        let [client, peer] = ports::<2>();
+        let (url, peer) = (format!("https://127.0.0.1:{client}"), format!("http://127.0.0.1:{peer}"));
+        let flags = [
+            ("--data-dir", &dir.path().join(format!("{name}.data")).display().to_string()),
+            ("--listen-client-urls", &url),
+            ("--advertise-client-urls", &url),
+            ("--listen-peer-urls", &peer),
+            ("--initial-advertise-peer-urls", &peer),
+            ("--initial-cluster", &format!("default={peer}")),
+            ("--cert-file", &cert),
+            ("--key-file", &key),
+            ("--trusted-ca-file", &authority),
+        ];
+        let mut command = Command::new(program);
+        command.args(flags.iter().flat_map(|(f, v)| [*f, v.as_str()])).arg("--client-cert-auth");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let running = Running(command.spawn().expect("starts"));
+        // What etcdctl says to somebody, or the last line of why not.
+        let says = |who: &[String; 2], step: &str| {
+            let fixed = ["--endpoints", &url, "--cacert", &authority, "--cert", &who[0], "--key", &who[1]];
+            let said = etcdctl(&[&fixed[..], &step.split(' ').collect::<Vec<_>>()].concat());
+            said.map_err(|e| format!("{step}: {}", e.trim().lines().last().unwrap_or_default()))
+        };
+        let begun = Instant::now();
+        while let Err(e) = says(&alice, "put z 1") {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{e}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let _ = says(&alice, "role add root"); // it may be there
+        for step in [
+            "user add root:secret",
+            "user grant-role root root",
+            "user add user/alice --no-password",
+            "role add r",
+            "role grant-permission r readwrite k",
+            "user grant-role user/alice r",
+            "auth enable",
+        ] {
+            says(&alice, step).expect("users, roles");
+        }
+        let told = [
+            (&alice, "put k v"),
+            (&alice, "get k --print-value-only"),
+            (&alice, "put z 2"),
+            (&alice, "get z"),
+            (&alice, "user list"),
+            (&alice, "put z 3 --user root:secret"),
+            (&alice, "get z --print-value-only --user root:secret"),
+            (&alice, "get z --user root:wrong"),
+            (&bob, "get k"),
+            (&bob, "put k w"),
+            (&bob, "user list"),
+        ]
+        .map(|(who, step)| says(who, step));
+        drop(running);
+        told.to_vec()
+    };
+    let theirs = run(Path::new("etcd"), "etcd");
+    let link = dir.path().join("etcd");
+    std::os::unix::fs::symlink(photon_exe(), &link).expect("a link");
+    let ours = run(&link, "photon");
+    assert_eq!(ours, theirs);
+    assert!(ours[0].is_ok() && ours[5].is_ok() && ours[2].is_err() && ours[8].is_err(), "{ours:?}");
+}

@@ -135,6 +135,7 @@ fn nightlight_watches_the_cloud_and_keeps_projects_apart() {
         let out = c.output().expect("curl");
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         let (body, status) = text.rsplit_once('\n').expect("a status");
+        assert_ne!(status, "000", "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
         (status.to_string(), body.to_string())
     };
     let json = "content-type: application/json";

@@ -33,6 +33,8 @@ pub const ANSWER_MAX: Duration = Duration::from_secs(4);
 const PACE: Duration = Duration::from_millis(50);
 const WAITING: usize = 64;
 const TTL: i64 = 3;
+/// Longest wait for watches to tell the last change.
+const LAST_MAX: Duration = Duration::from_secs(60);
 
 /// One change as a watch told it, and when it did.
 #[derive(Clone, Debug)]
@@ -83,7 +85,7 @@ impl Watches {
 
     /// Waits until each, and one that begins now, has told everything. Those of members that don't run are
     /// left out.
-    pub async fn end(mut self, members: &mut Members) -> Vec<Watched<Told>> {
+    pub async fn end(mut self, members: &mut Members) -> Result<Vec<Watched<Told>>, String> {
         let runs = |h: &usize| members.hosts.runs(*h);
         let running: Vec<usize> = (0..members.channels.len()).filter(runs).collect();
         let channel = members.channels[running[0]].clone();
@@ -92,17 +94,28 @@ impl Watches {
         all.extend(self.told.last().cloned());
         // A last change that all of them must tell. One that had to be tried again is told as often.
         let put = PutRequest { key: LAST.into(), ..Default::default() };
+        let mut last = 0;
         members
-            .until("a last write", async |_| KvClient::new(channel.clone()).put(put.clone()).await.is_ok())
+            .until("a last write", async |_| {
+                let told = KvClient::new(channel.clone()).put(put.clone()).await.ok();
+                last = told.and_then(|r| r.into_inner().header).map_or(0, |h| h.revision);
+                last > 0
+            })
             .await;
         let ends =
             |w: &Watch| w.lock().expect("not poisoned").told.last().is_some_and(|(_, t)| t.key == LAST);
-        members.until("all watches to tell everything", async |_| all.iter().all(ends)).await;
+        let begun = Instant::now();
+        while let Some(silent) = all.iter().position(|w| !ends(w)) {
+            if begun.elapsed() > LAST_MAX {
+                return Err(format!("watch {silent} does not tell of revision {last}, the last change"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         self.tasks.shutdown().await;
         let mut all: Vec<Watched<Told>> =
             all.iter().map(|w| w.lock().expect("not poisoned").clone()).collect();
         all.iter_mut().for_each(|w| w.told.retain(|(_, t)| t.key != LAST));
-        all
+        Ok(all)
     }
 }
 
@@ -164,7 +177,7 @@ impl Load {
             })
             .await;
         self.compactor.shutdown().await;
-        let all = self.watches.end(members).await;
+        let all = self.watches.end(members).await?;
         if !self.compacts && all.iter().any(|w| !w.compacted.is_empty()) {
             return Err("a watch was told of a compaction that nobody asked for".into());
         }

@@ -258,7 +258,7 @@ pub async fn play(rounds: usize, blind: bool, bug: Option<&'static str>) -> Resu
     }
     let (acts, refused) = contenders.iter().map(Contender::acts).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
     drop(contenders);
-    let log = promises::watches(&watches.end(&mut members).await)?;
+    let log = promises::watches(&watches.end(&mut members).await?)?;
     for line in LINES {
         promises::locks(&steps(&log, line)).map_err(|e| format!("{}: {e}", line.0))?;
     }

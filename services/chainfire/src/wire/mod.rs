@@ -21,6 +21,7 @@ use crate::{
     who::{Login, Who},
 };
 use etcdserverpb::ResponseHeader;
+use photon_auth::CommonName;
 use std::sync::atomic::Ordering;
 use tonic::{Request, Status};
 
@@ -79,7 +80,11 @@ impl Api {
             // etcd's gateway takes the token from `Authorization`; with a scheme before it, it is ours.
             let token = |name: &str| r.metadata().get(name).and_then(|v| v.to_str().ok());
             match token("token").or(token("authorization").filter(|t| !t.contains(' '))) {
-                None => Login::Nobody,
+                // Whose certificate another authority has signed is the user of its common name, as with etcd.
+                None => match r.extensions().get::<CommonName>().filter(|_| !proven) {
+                    Some(name) => Login::User { name: name.0.to_string(), revision: rules.auth.revision() },
+                    None => Login::Nobody,
+                },
                 Some(t) => {
                     let name = self.0.inner.shared.tokens.user(t).ok_or(EtcdError::InvalidAuthToken)?;
                     Login::User { name, revision: rules.auth.revision() }
