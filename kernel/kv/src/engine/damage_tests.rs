@@ -160,13 +160,14 @@ fn damage_under_a_running_engine_is_told_once_and_for_all() {
     assert!(e.damage().is_some());
 }
 
-/// fjall's own wait for its worker never ends once that has died of damage.
+/// fjall's own wait for its worker never ends once that has died of damage; and without a worker that seals write
+/// buffers there may be nothing to wait for.
 #[test]
 fn writing_on_over_damaged_tables_ends_with_an_error() {
     let dir = tempfile::tempdir().expect("dir");
     let e = open(dir.path()).expect("opens");
     let tables = || files(dir.path()).into_iter().filter(|f| f.to_string_lossy().contains("/tables/"));
-    let mut n = 0;
+    let (mut n, mut damaged) = (0, std::collections::HashSet::new());
     let ended = loop {
         n += 1;
         if let Err(e) = e.write(batch(n)) {
@@ -174,14 +175,16 @@ fn writing_on_over_damaged_tables_ends_with_an_error() {
         }
         assert!(n < 200_000, "it writes on for ever");
         if n % 3_000 == 0 {
-            for path in tables() {
+            // Each once: a bit flipped twice is whole again.
+            for path in tables().filter(|p| damaged.insert(p.clone())) {
                 // Some are gone by now: merged, as long as that works.
                 let Ok(file) = photon_rt::fs::OpenOptions::new().read(true).write(true).open(&path) else {
                     continue;
                 };
-                let mut byte = [0];
-                if file.read_exact_at(&mut byte, 1_000).is_ok() {
-                    file.write_all_at(&[byte[0] ^ 1], 1_000).expect("flip");
+                let (mut at, mut byte) = (0, [0]);
+                while file.read_exact_at(&mut byte, at).is_ok() {
+                    file.write_all_at(&[byte[0] ^ 1], at).expect("flip");
+                    at += 500;
                 }
             }
         }

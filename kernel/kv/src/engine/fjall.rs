@@ -46,6 +46,8 @@ pub struct FjallEngine {
     db: Database,
     spaces: Arc<Vec<Keyspace>>,
     damage: Damage,
+    /// Bytes of a write buffer at which we ask whether the worker lives.
+    swollen: u64,
 }
 
 /// The first damage that was met.
@@ -133,7 +135,12 @@ impl FjallEngine {
                 .data_block_compression_policy(CompressionPolicy::all(::fjall::CompressionType::Lz4))
         };
         let spaces = names.iter().map(|n| db.keyspace(n, settings)).collect::<Result<Vec<_>, _>>()?;
-        Ok(FjallEngine { db, spaces: Arc::new(spaces), damage: Damage::default() })
+        Ok(FjallEngine {
+            db,
+            spaces: Arc::new(spaces),
+            damage: Damage::default(),
+            swollen: SWOLLEN * options.write_buffer,
+        })
     }
 }
 
@@ -141,12 +148,18 @@ impl FjallEngine {
 /// below where fjall itself waits.
 const MAX_SEALED: usize = 3;
 const MAX_RUNS: usize = 28;
+/// A write buffer of so many times its size makes us ask whether the worker lives.
+const SWOLLEN: u64 = 4;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 impl FjallEngine {
     /// Waits until the worker has kept up. fjall waits for it without looking whether it lives (3.1), which would
-    /// be for ever if it met damage or a full disk meanwhile; here that is an error.
+    /// be for ever if it met damage or a full disk meanwhile; here that is an error. Nor does a commit look: a dead
+    /// worker seals no write buffer, so that there is nothing to wait for and memory fills up.
     fn wait_for_worker(&self) -> EngineResult<()> {
+        if self.spaces.iter().any(|s| s.tree.active_memtable().size() > self.swollen) {
+            guard(&self.damage, || self.db.persist(PersistMode::Buffer))?;
+        }
         let behind =
             |s: &Keyspace| s.tree.sealed_memtable_count() >= MAX_SEALED || s.tree.l0_run_count() >= MAX_RUNS;
         while self.spaces.iter().any(behind) {
