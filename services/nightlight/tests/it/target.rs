@@ -169,15 +169,22 @@ async fn every_target_is_told_by_its_own_words() {
     );
 
     // A job goes: its targets' series end. One that stays is not disturbed.
+    let asked = async || {
+        let n = value("count_over_time(up{job=\"packed\"}[1h])").await;
+        n.as_str().and_then(|n| n.parse::<u64>().ok()).expect("it was asked")
+    };
+    let before = asked().await;
     let text = format!("scrape_configs:\n{}", job("packed", "params: {a: [b c]}"));
     door.night.scraper().apply(Config::parse(&text, Path::new("/")).expect("valid"));
     let gone = async {
-        while value("count(up)").await != "1" {
+        // Twice more: one may have been under way.
+        while value("count(up)").await != "1" || asked().await < before + 2 {
             sleep(Duration::from_millis(50)).await;
         }
     };
     timeout(Duration::from_secs(20), "the end of jobs", gone).await.expect("stale");
-    assert_eq!(value("sum(scrape_series_added)").await, "0", "the one that stays has nothing new");
+    let new = value("sum(sum_over_time(scrape_series_added{job=\"packed\"}[1h]))").await;
+    assert_eq!(new, "1", "the one that stays was new once");
     door.tasks.shutdown().await;
     tasks.shutdown().await;
 }
