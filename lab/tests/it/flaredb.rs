@@ -200,7 +200,7 @@ fn flaredb_of_a_cloud_keeps_projects_apart_and_its_data() {
     let login = ["login", "--endpoint", &door, "--user", "alice", "--save", profile, "--ca"];
     password(&[&login[..], &[ca.to_str().expect("UTF-8")]].concat());
     let alice = |args: &[&str]| cloud.run(&[&["--profile", profile, "flaredb"], args].concat());
-    wait("the role to count", Duration::from_secs(5), || {
+    wait("the role to count", Duration::from_secs(30), || {
         alice(&["get", "greeting", "--project", "mine"]).out == "mine\n"
     });
     for denied in [

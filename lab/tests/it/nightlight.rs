@@ -98,7 +98,7 @@ fn nightlight_takes_prometheus_flags_and_a_signal() {
 fn nightlight_watches_the_cloud_and_keeps_projects_apart() {
     let cloud = Cloud::new("user");
     cloud.up();
-    wait("the first samples of the cloud", Duration::from_secs(5), || {
+    wait("the first samples of the cloud", Duration::from_secs(60), || {
         let up = cloud.json(&["metrics", "query", "up"]);
         let all = up["result"].as_array().cloned().unwrap_or_default();
         all.len() == 2 && all.iter().all(|s| s["value"][1] == "1")
