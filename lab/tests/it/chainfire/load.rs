@@ -102,8 +102,8 @@ impl Watches {
                 last > 0
             })
             .await;
-        let ends =
-            |w: &Watch| w.lock().expect("not poisoned").told.last().is_some_and(|(_, t)| t.key == LAST);
+        // Something may follow it: leases of those who have ended.
+        let ends = |w: &Watch| w.lock().expect("not poisoned").told.iter().any(|(r, _)| *r >= last);
         let begun = Instant::now();
         while let Some(silent) = all.iter().position(|w| !ends(w)) {
             if begun.elapsed() > LAST_MAX {
@@ -114,7 +114,7 @@ impl Watches {
         self.tasks.shutdown().await;
         let mut all: Vec<Watched<Told>> =
             all.iter().map(|w| w.lock().expect("not poisoned").clone()).collect();
-        all.iter_mut().for_each(|w| w.told.retain(|(_, t)| t.key != LAST));
+        all.iter_mut().for_each(|w| w.told.retain(|(r, t)| *r < last && t.key != LAST));
         Ok(all)
     }
 }
