@@ -2,7 +2,7 @@
 
 use crate::{
     Change, GroupId, Machine, Members, NodeId, ProposeError, codec,
-    core::{GroupStatus, Input},
+    core::{GroupStatus, Input, Role},
     lease::{Lease, Read},
     store::{Ask, Inner},
 };
@@ -142,6 +142,8 @@ impl<M: Machine> Shared<M> {
             w.by_number.keys().copied().collect()
         };
         self.lease.end();
+        // It leads no more: whoever waits for that must not wait for ever.
+        self.status.send_modify(|s| (s.role, s.leader) = (Role::Follower, None));
         for number in numbers {
             self.fail(number, ProposeError::Stopped(why.to_string()));
         }

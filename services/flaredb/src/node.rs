@@ -484,7 +484,8 @@ impl Node {
         let id = region.id;
         let Some((span, at)) = request.reads() else { return Err(broken("no read")) };
         let replica = self.replica(id)?;
-        let before = replica.group.status();
+        let mut status = replica.group.watch_status();
+        let before = *status.borrow_and_update();
         while let Some(at) = at {
             self.admit_time(at)?;
             let settled = replica.settled.notified();
@@ -492,7 +493,13 @@ impl Node {
                 Entry::Now => break,
                 Entry::After(_) => {}
             }
-            settled.await;
+            // What is under way when the leader or the region goes away is never said to be settled.
+            tokio::select! {
+                () = settled => {}
+                _ = status.wait_for(|s| (s.role, s.term) != (Role::Leader, before.term)) => {
+                    return Err(Refusal::NotLeader(id));
+                }
+            }
         }
         replica.group.read_index().await.map_err(|e| refused(id, e))?;
         let now = replica.group.status();
@@ -628,3 +635,6 @@ impl World for Node {
         lock(&self.0.detector).waited(waiter);
     }
 }
+
+#[cfg(test)]
+mod tests;
