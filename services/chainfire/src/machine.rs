@@ -10,10 +10,13 @@ use crate::{
     plant::{Plant, planted},
     tokens::Tokens,
 };
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use photon_kv::{
     Direction,
-    engine::{self, Engine, EngineError, KeyRange, Overlay, View},
+    engine::{
+        self, Engine, KeyRange, Overlay, View,
+        dump::{CHUNK, Dump, Record, put_record, take_record},
+    },
 };
 use photon_raft::{Machine, MachineError, Position, snapshot::Chunks};
 use prost::Message;
@@ -80,7 +83,7 @@ pub struct StateMachine {
     state: State,
 }
 
-fn fatal(e: impl std::fmt::Display) -> MachineError {
+pub(crate) fn fatal(e: impl std::fmt::Display) -> MachineError {
     MachineError(e.to_string())
 }
 
@@ -214,7 +217,11 @@ impl Machine for StateMachine {
         // As long as no command came, the state is nowhere stored.
         let first = match view.get(META, STATE).map_err(fatal)? {
             Some(_) => None,
-            None => Some(Ok(record(META, STATE, &self.state.encode_to_vec()))),
+            None => {
+                let mut state = BytesMut::new();
+                put_record(&mut state, META, STATE, &self.state.encode_to_vec());
+                Some(Ok(state.freeze()))
+            }
         };
         Ok((self.applied(), Box::new(first.into_iter().chain(dump(view)))))
     }
@@ -248,9 +255,6 @@ impl Machine for StateMachine {
         Ok(())
     }
 }
-
-/// A record of a snapshot: space, key, value.
-pub(crate) type Record = (engine::Space, Bytes, Bytes);
 
 /// Writes the records of a snapshot, the state last.
 pub(crate) struct Fill<'a> {
@@ -303,7 +307,7 @@ fn fill(
     let mut fill = Fill::new(engine);
     for chunk in chunks {
         buffer.extend_from_slice(&chunk?);
-        while let Some(record) = take_record(&mut buffer)? {
+        while let Some(record) = take_record(&mut buffer, SPACES.len()).map_err(fatal)? {
             fill.add(record)?;
         }
     }
@@ -313,93 +317,9 @@ fn fill(
     fill.finish(at)
 }
 
-/// Most bytes of a chunk.
-const CHUNK: usize = 1 << 20;
-
-/// Most bytes of a key or value in a snapshot: a request is far smaller.
-const MAX_FIELD: usize = 16 << 20;
-
-fn put_record(b: &mut BytesMut, space: engine::Space, key: &[u8], value: &[u8]) {
-    b.put_u8(space.0 as u8);
-    b.put_u32(key.len() as u32);
-    b.put_u32(value.len() as u32);
-    b.put_slice(key);
-    b.put_slice(value);
-}
-
-fn record(space: engine::Space, key: &[u8], value: &[u8]) -> Bytes {
-    let mut b = BytesMut::new();
-    put_record(&mut b, space, key, value);
-    b.freeze()
-}
-
-/// Takes a whole record off the front: space, length and bytes of the key, and of the value.
-pub(crate) fn take_record(b: &mut BytesMut) -> Result<Option<Record>, MachineError> {
-    if b.len() < 9 {
-        return Ok(None);
-    }
-    let space = usize::from(b[0]);
-    let key = u32::from_be_bytes([b[1], b[2], b[3], b[4]]) as usize;
-    let value = u32::from_be_bytes([b[5], b[6], b[7], b[8]]) as usize;
-    if space >= SPACES.len() || key == 0 || key > engine::MAX_KEY || value > MAX_FIELD {
-        return Err(fatal("the snapshot holds a record that cannot be"));
-    }
-    if b.len() < 9 + key + value {
-        return Ok(None);
-    }
-    b.advance(9);
-    Ok(Some((engine::Space(space), b.split_to(key).freeze(), b.split_to(value).freeze())))
-}
-
 /// All records of a view, cut into chunks.
 pub(crate) fn dump(view: Arc<dyn View>) -> impl Iterator<Item = Result<Bytes, MachineError>> + Send {
-    Dump { view, space: 0, after: None, buffer: BytesMut::new() }
-}
-
-struct Dump {
-    view: Arc<dyn View>,
-    space: usize,
-    /// Last key that was put out.
-    after: Option<Bytes>,
-    buffer: BytesMut,
-}
-
-impl Dump {
-    fn fill(&mut self) -> Result<(), EngineError> {
-        while self.buffer.len() < CHUNK && self.space < SPACES.len() {
-            let space = engine::Space(self.space);
-            if space == LEASE && planted(Plant::LeasesNotCarried) {
-                self.space += 1;
-                continue;
-            }
-            let start = match self.after.take() {
-                Some(k) => std::ops::Bound::Excluded(k),
-                None => std::ops::Bound::Unbounded,
-            };
-            let range = KeyRange { start, end: std::ops::Bound::Unbounded };
-            let view = self.view.clone();
-            for item in view.scan(space, range, Direction::Forward) {
-                let (k, v) = item?;
-                put_record(&mut self.buffer, space, &k, &v);
-                if self.buffer.len() >= CHUNK {
-                    self.after = Some(k);
-                    return Ok(());
-                }
-            }
-            self.space += 1;
-        }
-        Ok(())
-    }
-}
-
-impl Iterator for Dump {
-    type Item = Result<Bytes, MachineError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if let Err(e) = self.fill() {
-            return Some(Err(fatal(e)));
-        }
-        let n = self.buffer.len().min(CHUNK);
-        (n > 0).then(|| Ok(self.buffer.split_to(n).freeze()))
-    }
+    let spaces = (0..SPACES.len()).map(engine::Space);
+    let carried = spaces.filter(|s| *s != LEASE || !planted(Plant::LeasesNotCarried));
+    Dump::new(view, carried.map(|s| (s, KeyRange::all()))).map(|chunk| chunk.map_err(fatal))
 }

@@ -7,7 +7,7 @@
 //! | bytes | |
 //! |---|---|
 //! | 512 | [`MAGIC`], zeros |
-//! | … | records as the machine moves them between members (`machine::take_record`) |
+//! | … | records as the machine moves them between members (`photon_kv::engine::dump`) |
 //! | 1 | [`END`] |
 //! | … | zeros up to a multiple of 512 |
 //! | 32 | SHA-256 |
@@ -15,7 +15,7 @@
 use crate::{
     EtcdResult,
     cluster::ORIGIN,
-    machine::{Fill, Record, dump, take_record},
+    machine::{Fill, dump, fatal},
     model::{Reader, hash::hash_kv, layout::*},
     wire::etcdserverpb::{SnapshotRequest, maintenance_client::MaintenanceClient},
 };
@@ -23,7 +23,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt};
 use photon_base::{Code, Error, Result};
-use photon_kv::engine::{Engine, FjallEngine, FjallOptions, KeyRange, View};
+use photon_kv::engine::{
+    Engine, FjallEngine, FjallOptions, KeyRange, View,
+    dump::{Record, take_record},
+};
 use photon_raft::{MachineError, Position};
 use sha2::{Digest, Sha256};
 use std::{
@@ -153,7 +156,7 @@ impl Records {
             if self.buffer.first() == Some(&END) {
                 return Ok(None);
             }
-            if let Some(record) = take_record(&mut self.buffer)? {
+            if let Some(record) = take_record(&mut self.buffer, SPACES.len()).map_err(fatal)? {
                 return Ok(Some(record));
             }
             let n = READ.min(usize::try_from(self.left).unwrap_or(READ));

@@ -15,10 +15,13 @@ use crate::{
     },
     refusal::Outcome,
 };
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use photon_kv::{
     Direction,
-    engine::{self, Engine, EngineError, KeyRange, MAX_KEY, Overlay, Space, View},
+    engine::{
+        self, Engine, EngineError, Overlay, Space,
+        dump::{CHUNK, Dump, Record, take_record},
+    },
 };
 use photon_raft::{Machine, MachineError, Position, snapshot::Chunks};
 use prost::Message;
@@ -183,8 +186,12 @@ impl Machine for RegionMachine {
     }
 
     fn snapshot(&self) -> Result<(Position, Chunks), MachineError> {
-        let view = self.shared.engine.view();
-        Ok((self.applied(), Box::new(Dump::new(view, self.state.clone()))))
+        // The state first: it says which range is replaced.
+        let (view, region) = (self.shared.engine.view(), &self.state.region);
+        let bounds = range(&region.span());
+        let spaces = (1..SPACES.len()).map(|s| (Space(s), bounds.clone()));
+        let dump = Dump::new(view, spaces).led_by(META, &meta_key(region.id), &self.state.encode_to_vec());
+        Ok((self.applied(), Box::new(dump.map(|chunk| chunk.map_err(fatal)))))
     }
 
     fn restore(
@@ -195,9 +202,9 @@ impl Machine for RegionMachine {
         let engine = self.shared.engine.clone();
         let id = self.state.region.id;
         let mut buffer = BytesMut::new();
-        let mut next = || -> Result<Option<(Space, Bytes, Bytes)>, MachineError> {
+        let mut next = || -> Result<Option<Record>, MachineError> {
             loop {
-                if let Some(r) = take_record(&mut buffer)? {
+                if let Some(r) = take_record(&mut buffer, SPACES.len()).map_err(fatal)? {
                     return Ok(Some(r));
                 }
                 match chunks.next() {
@@ -253,12 +260,6 @@ impl Machine for RegionMachine {
     }
 }
 
-/// Most bytes of a chunk.
-const CHUNK: usize = 1 << 20;
-
-/// Most bytes of a value in a snapshot.
-const MAX_FIELD: usize = 16 << 20;
-
 /// Removes what the keyed spaces have of a span, except for the parts that others have.
 fn clear(engine: &dyn Engine, span: &Span, kept: &[Span]) -> Result<(), EngineError> {
     for space in (1..SPACES.len()).map(Space) {
@@ -287,82 +288,6 @@ fn clear(engine: &dyn Engine, span: &Span, kept: &[Span]) -> Result<(), EngineEr
     Ok(())
 }
 
-/// Takes a whole record off the front: space, length of key and value, key, value.
-fn take_record(b: &mut BytesMut) -> Result<Option<(Space, Bytes, Bytes)>, MachineError> {
-    if b.len() < 9 {
-        return Ok(None);
-    }
-    let space = usize::from(b[0]);
-    let key = u32::from_be_bytes([b[1], b[2], b[3], b[4]]) as usize;
-    let value = u32::from_be_bytes([b[5], b[6], b[7], b[8]]) as usize;
-    if space >= SPACES.len() || key == 0 || key > MAX_KEY || value > MAX_FIELD {
-        return Err(fatal("the snapshot holds a record that cannot be"));
-    }
-    if b.len() < 9 + key + value {
-        return Ok(None);
-    }
-    b.advance(9);
-    Ok(Some((Space(space), b.split_to(key).freeze(), b.split_to(value).freeze())))
-}
-
-/// All of a region, cut into chunks: its state first, then space after space.
-struct Dump {
-    view: Arc<dyn View>,
-    span: Span,
-    space: usize,
-    after: Option<Bytes>,
-    buffer: BytesMut,
-}
-
-impl Dump {
-    fn new(view: Arc<dyn View>, state: RegionState) -> Dump {
-        let span = state.region.span();
-        let mut d = Dump { view, span, space: 1, after: None, buffer: BytesMut::new() };
-        d.add(0, &meta_key(state.region.id), &state.encode_to_vec());
-        d
-    }
-
-    fn add(&mut self, space: usize, key: &[u8], value: &[u8]) {
-        self.buffer.put_u8(space as u8);
-        self.buffer.put_u32(key.len() as u32);
-        self.buffer.put_u32(value.len() as u32);
-        self.buffer.put_slice(key);
-        self.buffer.put_slice(value);
-    }
-
-    fn fill(&mut self) -> Result<(), EngineError> {
-        while self.buffer.len() < CHUNK && self.space < SPACES.len() {
-            let mut from: KeyRange = range(&self.span);
-            if let Some(k) = self.after.take() {
-                from.start = Bound::Excluded(k);
-            }
-            let view = self.view.clone();
-            for item in view.scan(Space(self.space), from, Direction::Forward) {
-                let (k, v) = item?;
-                self.add(self.space, &k, &v);
-                if self.buffer.len() >= CHUNK {
-                    self.after = Some(k);
-                    return Ok(());
-                }
-            }
-            self.space += 1;
-        }
-        Ok(())
-    }
-}
-
-impl Iterator for Dump {
-    type Item = Result<Bytes, MachineError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if let Err(e) = self.fill() {
-            return Some(Err(fatal(e)));
-        }
-        let n = self.buffer.len().min(CHUNK);
-        (n > 0).then(|| Ok(self.buffer.split_to(n).freeze()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -370,7 +295,7 @@ mod tests {
         key::{self, Mode},
         model::{command::*, layout::RAW},
     };
-    use photon_kv::engine::MemEngine;
+    use photon_kv::engine::{KeyRange, MemEngine};
 
     fn machine(engine: &MemEngine, id: u64) -> RegionMachine {
         let (effects, _) = mpsc::unbounded_channel();

@@ -12,7 +12,7 @@ use std::{
     io::ErrorKind,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 /// Memory of a [`FjallEngine`].
@@ -39,15 +39,17 @@ impl Default for FjallOptions {
 ///
 /// Writes go to fjall's journal without a sync; [`Engine::persist`] syncs it. Exactly one worker
 /// thread flushes and compacts: it syncs the journal before it makes a table of a write buffer
-/// durable, and with a single worker no other buffer can be sealed between the two, so a table never
-/// holds a batch whose other half, in another keyspace, a power loss could take away. (Two workers
-/// leave that gap in fjall 3.1.)
+/// durable, and no buffer with batches that are not synced can be sealed between the two, so a table
+/// never holds a batch whose other half, in another keyspace, a power loss could take away. (Two workers
+/// leave that gap in fjall 3.1.) Full buffers are sealed here, not by the worker: see `seal`.
 pub struct FjallEngine {
     db: Database,
     spaces: Arc<Vec<Keyspace>>,
     damage: Damage,
-    /// Bytes of a write buffer at which we ask whether the worker lives.
-    swollen: u64,
+    /// Bytes of a write buffer.
+    full: u64,
+    /// Held while a batch is written or full buffers are sealed.
+    writing: Mutex<()>,
 }
 
 /// The first damage that was met.
@@ -139,7 +141,8 @@ impl FjallEngine {
             db,
             spaces: Arc::new(spaces),
             damage: Damage::default(),
-            swollen: SWOLLEN * options.write_buffer,
+            full: options.write_buffer,
+            writing: Mutex::default(),
         })
     }
 }
@@ -148,18 +151,33 @@ impl FjallEngine {
 /// below where fjall itself waits.
 const MAX_SEALED: usize = 3;
 const MAX_RUNS: usize = 28;
-/// A write buffer of so many times its size makes us ask whether the worker lives.
-const SWOLLEN: u64 = 4;
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 impl FjallEngine {
-    /// Waits until the worker has kept up. fjall waits for it without looking whether it lives (3.1), which would
-    /// be for ever if it met damage or a full disk meanwhile; here that is an error. Nor does a commit look: a dead
-    /// worker seals no write buffer, so that there is nothing to wait for and memory fills up.
-    fn wait_for_worker(&self) -> EngineResult<()> {
-        if self.spaces.iter().any(|s| s.tree.active_memtable().size() > self.swollen) {
-            guard(&self.damage, || self.db.persist(PersistMode::Buffer))?;
+    #[cfg(test)]
+    pub(super) fn buffered(&self) -> u64 {
+        self.spaces.iter().map(|s| s.tree.active_memtable().size()).max().unwrap_or(0)
+    }
+
+    /// Seals full write buffers. fjall asks its worker for that, once with each commit until it is done; a thousand
+    /// commits while the worker merges tables fill the worker's mailbox, and then it waits for ever to put its own
+    /// next task there (3.1, fjall-rs/fjall#323). A dead worker would never seal, and memory fill up unnoticed.
+    ///
+    /// What is sealed is synced first: see [`FjallEngine`].
+    fn seal(&self) -> EngineResult<()> {
+        let full = |s: &&Keyspace| s.tree.active_memtable().size() > self.full;
+        if !self.spaces.iter().any(|s| full(&s)) {
+            return Ok(());
         }
+        guard(&self.damage, || {
+            self.db.persist(PersistMode::SyncData)?;
+            self.spaces.iter().filter(full).try_for_each(|s| s.rotate_memtable().map(|_| ()))
+        })
+    }
+
+    /// Waits until the worker has kept up. fjall waits for it without looking whether it lives (3.1), which would
+    /// be for ever if it met damage or a full disk meanwhile; here that is an error.
+    fn wait_for_worker(&self) -> EngineResult<()> {
         let behind =
             |s: &Keyspace| s.tree.sealed_memtable_count() >= MAX_SEALED || s.tree.l0_run_count() >= MAX_RUNS;
         while self.spaces.iter().any(behind) {
@@ -182,6 +200,8 @@ impl Engine for FjallEngine {
                 None => b.remove(&self.spaces[space.0], key),
             }
         }
+        let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.seal()?;
         self.wait_for_worker()?;
         guard(&self.damage, || b.commit())
     }

@@ -11,6 +11,7 @@
 //!
 //! Implementations: [`FjallEngine`] on disk; [`MemEngine`], which also plays crashes, for tests.
 
+pub mod dump;
 mod examine;
 mod fjall;
 mod mem;

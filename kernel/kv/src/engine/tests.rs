@@ -247,3 +247,19 @@ fn used_bytes(journal: &std::path::Path) -> u64 {
     let bytes = photon_rt::fs::read(journal).expect("read");
     bytes.iter().rposition(|b| *b != 0).map_or(0, |i| i as u64 + 1)
 }
+
+/// fjall's worker sends itself messages, into the same box of a thousand into which each commit over the size of a
+/// write buffer puts one: while it merges tables, more than that can come.
+#[test]
+fn commits_never_fill_the_workers_mailbox() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let options = FjallOptions { cache: 1 << 20, write_buffer: 64 << 10 };
+    let e = FjallEngine::open(dir.path(), &["a"], options).expect("open");
+    for n in 0..15_000u64 {
+        let mut b = Batch::default();
+        // Keys all over the place: what is sealed overlaps what lies below, which is merged again and again.
+        b.put(A, (n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes().to_vec(), vec![n as u8; 100]);
+        e.write(b).expect("write");
+        assert!(e.buffered() < 4 * options.write_buffer, "at {n}: nothing is sealed any more");
+    }
+}
