@@ -2,7 +2,7 @@
 
 use crate::{
     Change, GroupId, Machine, Members, NodeId, ProposeError, codec,
-    core::{GroupStatus, Input, Role},
+    core::{GroupStatus, Input, Leadership, Role},
     lease::{Lease, Read},
     store::{Ask, Inner},
 };
@@ -47,7 +47,8 @@ pub(crate) struct Shared<M: Machine> {
     waiters: Mutex<Waiters<M::Reply>>,
     inflight: AtomicUsize,
     inflight_limit: usize,
-    status: watch::Sender<GroupStatus>,
+    status: Mutex<GroupStatus>,
+    leadership: watch::Sender<Leadership>,
     members: watch::Sender<Members>,
     lease: Lease,
 }
@@ -61,7 +62,8 @@ impl<M: Machine> Shared<M> {
             waiters: Mutex::new(Waiters { by_number: HashMap::new(), stopped: None }),
             inflight: AtomicUsize::new(0),
             inflight_limit,
-            status: watch::Sender::new(GroupStatus::default()),
+            status: Mutex::default(),
+            leadership: watch::Sender::default(),
             members: watch::Sender::new(Members::default()),
             lease: Lease::default(),
         }
@@ -128,22 +130,33 @@ impl<M: Machine> Shared<M> {
     }
 
     pub(crate) fn status_now(&self) -> GroupStatus {
-        *self.status.borrow()
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A stopped group leads no more, whatever the log's thread still has to tell.
     pub(crate) fn set_status(&self, status: GroupStatus) {
-        self.status.send_replace(status);
+        let waiters = self.lock();
+        if waiters.stopped.is_none() {
+            self.show(status);
+        }
+    }
+
+    fn show(&self, status: GroupStatus) {
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        let now = Leadership { role: status.role, term: status.term, leader: status.leader };
+        // Most news is of entries: nobody who waits for a leader is woken by that.
+        self.leadership.send_if_modified(|l| std::mem::replace(l, now) != now);
     }
 
     pub(crate) fn stop(&self, why: &str) {
         let numbers: Vec<u64> = {
             let mut w = self.lock();
             w.stopped.get_or_insert_with(|| why.to_string());
+            // It leads no more: whoever waits for that must not wait for ever.
+            self.show(GroupStatus { role: Role::Follower, leader: None, ..self.status_now() });
             w.by_number.keys().copied().collect()
         };
         self.lease.end();
-        // It leads no more: whoever waits for that must not wait for ever.
-        self.status.send_modify(|s| (s.role, s.leader) = (Role::Follower, None));
         for number in numbers {
             self.fail(number, ProposeError::Stopped(why.to_string()));
         }
@@ -219,12 +232,12 @@ impl<M: Machine> Group<M> {
 
     /// State of the group on this node, as of the last turn.
     pub fn status(&self) -> GroupStatus {
-        *self.shared.status.borrow()
+        self.shared.status_now()
     }
 
-    /// Changes of [`Group::status`].
-    pub fn watch_status(&self) -> watch::Receiver<GroupStatus> {
-        self.shared.status.subscribe()
+    /// Changes of who leads.
+    pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.shared.leadership.subscribe()
     }
 
     /// Changes the members, all of `changes` at once, if this node leads and no other change is under

@@ -32,7 +32,7 @@ pub mod snapshot;
 mod store;
 mod types;
 
-pub use self::core::{GroupStatus, Role};
+pub use self::core::{GroupStatus, Leadership, Role};
 pub use group::Group;
 pub use machine::{Command, Machine, MachineError, Position};
 pub use members::{CHANGES_MAX, Change, Members};

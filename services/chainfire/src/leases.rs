@@ -182,7 +182,7 @@ pub(crate) async fn relay(inner: Weak<Inner>, mut beats: mpsc::Receiver<Beat>) {
         let leader = inner.group.status().leader.filter(|l| *l != inner.node);
         match (leader, &inner.asks) {
             (Some(leader), Some(asks)) => {
-                let (channel, status) = (asks.channel(leader), inner.group.watch_status());
+                let (channel, status) = (asks.channel(leader), inner.group.watch_leadership());
                 drop(inner);
                 stream_to(leader, channel, status, first, &mut beats).await;
             }
@@ -195,7 +195,7 @@ pub(crate) async fn relay(inner: Weak<Inner>, mut beats: mpsc::Receiver<Beat>) {
 async fn stream_to(
     leader: NodeId,
     channel: tonic::transport::Channel,
-    mut status: tokio::sync::watch::Receiver<photon_raft::GroupStatus>,
+    mut status: tokio::sync::watch::Receiver<photon_raft::Leadership>,
     first: Beat,
     beats: &mut mpsc::Receiver<Beat>,
 ) {

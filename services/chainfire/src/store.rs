@@ -264,6 +264,11 @@ impl ChainFire {
         // In this order: the connections to the other members are tasks, too.
         self.inner.log.shutdown().await;
         self.inner.tasks.shutdown().await;
+        // Whoever ends it because its state failed may be faster than the task that leaves the mark.
+        let failed = self.inner.shared.failed.borrow().clone();
+        if let Some(why) = failed {
+            self.mark(SUSPECT, &why).await;
+        }
     }
 
     /// Resolves when the log has ended, by [`ChainFire::shutdown`] or because the disk failed, or when the

@@ -484,7 +484,7 @@ impl Node {
         let id = region.id;
         let Some((span, at)) = request.reads() else { return Err(broken("no read")) };
         let replica = self.replica(id)?;
-        let mut status = replica.group.watch_status();
+        let mut status = replica.group.watch_leadership();
         let before = *status.borrow_and_update();
         while let Some(at) = at {
             self.admit_time(at)?;

@@ -485,6 +485,10 @@ impl Group {
         if self.rebuild {
             return Ok(());
         }
+        if self.handed < self.committed {
+            // Whoever hears that an entry is applied finds a status that knows it.
+            self.tell_status(out);
+        }
         let mut ready = Some(ready).filter(|r| r.first().is_some_and(|e| e.index == self.handed + 1));
         while self.handed < self.committed && self.applying_bytes < config.max_applying_bytes {
             let entries = match ready.take() {

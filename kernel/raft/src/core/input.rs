@@ -273,6 +273,17 @@ pub enum Role {
     Leader,
 }
 
+/// Who leads a group, as far as this node knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// What this node is.
+    pub role: Role,
+    /// Current term.
+    pub term: u64,
+    /// Who leads.
+    pub leader: Option<NodeId>,
+}
+
 /// State of a group on this node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GroupStatus {

@@ -20,7 +20,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-pub use input::{Committed, GroupStatus, Input, Output, Role};
+pub use input::{Committed, GroupStatus, Input, Leadership, Output, Role};
 
 use crate::{
     GroupId, Members, NodeId, Position, ProposeError, StoreError,

@@ -155,7 +155,7 @@ impl ChainFire {
             return Err(EtcdError::BadLeaderTransferee);
         }
         group.transfer(NodeId(to));
-        let mut status = group.watch_status();
+        let mut status = group.watch_leadership();
         let moved = status.wait_for(|s| s.leader == Some(NodeId(to)));
         match photon_rt::time::timeout(MOVE_MAX, "handing leadership over", moved).await {
             Ok(Ok(_)) => Ok(()),

@@ -53,7 +53,7 @@ impl Api {
     /// An answer that ends once there was no leader for three election timeouts, as etcd's do.
     pub(super) fn while_led(&self, answer: Response<Body>) -> Response<Body> {
         let limit = 3 * self.0.inner.config.election;
-        let mut status = self.0.inner.group.watch_status();
+        let mut status = self.0.inner.group.watch_leadership();
         let lost = async move {
             while status.wait_for(|s| s.leader.is_none()).await.is_ok() {
                 if timeout(limit, "a leader", status.wait_for(|s| s.leader.is_some())).await.is_err() {
