@@ -42,8 +42,8 @@ impl Detector {
     }
 
     /// True when nobody is known to wait.
-    pub fn is_idle(&self) -> bool {
-        self.waits.is_empty()
+    pub fn is_idle(&self, now_ms: u64) -> bool {
+        self.waits.values().all(|(_, since)| *since + REMEMBERED_MS <= now_ms)
     }
 
     /// `waiter` got what it wanted, or gave up.
@@ -65,6 +65,8 @@ mod tests {
         d.waited(4);
         assert_eq!(d.waits(6, 2, 0), Ok(()));
         assert_eq!(d.waits(4, 6, 1), Err(Refusal::Deadlock(6)));
+        assert!(!d.is_idle(REMEMBERED_MS - 1));
         assert_eq!(d.waits(4, 6, REMEMBERED_MS), Ok(()), "the others gave no sign any more");
+        assert!(d.is_idle(2 * REMEMBERED_MS), "who crashed waits for nobody");
     }
 }

@@ -263,8 +263,11 @@ impl<W: World> Txn<W> {
         }
         if self.reads.len() >= MAX_READS {
             // One range around all of them: more conflicts, no fewer promises.
-            let start = self.reads.iter().map(|r| r.0.start.clone()).min().unwrap_or_default();
-            self.reads = vec![ReadRange(Span { start, end: Bytes::new() })];
+            let around = self.reads.drain(..).fold(range.0, |a, b| Span {
+                start: a.start.min(b.0.start),
+                end: if a.end.is_empty() || b.0.end.is_empty() { Bytes::new() } else { a.end.max(b.0.end) },
+            });
+            self.reads.push(ReadRange(around));
             return;
         }
         self.reads.push(range);

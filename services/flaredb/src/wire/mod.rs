@@ -254,7 +254,7 @@ impl FlareDb {
     fn waits(&self, space: Keyspace, r: &WaitRequest) -> Outcome<()> {
         let mut all = self.0.waits.lock().unwrap_or_else(PoisonError::into_inner);
         if all.len() >= DETECTORS_MAX && !all.contains_key(&space) {
-            all.retain(|_, d| !d.is_idle());
+            all.retain(|_, d| !d.is_idle(wall().0));
             if all.len() >= DETECTORS_MAX {
                 return Ok(()); // found by nobody's patience but their own
             }

@@ -252,3 +252,25 @@ async fn what_is_refused_is_named_and_changes_nothing() {
     assert_eq!(get(&node, 1).await, 1);
     node.shutdown().await;
 }
+
+/// Reads beyond what is remembered one by one become one range: it must hold all of them, the last, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_reads_are_all_looked_at_again() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let node = Node::open(dir.path()).await.expect("open");
+    let options = Options { isolation: Isolation::Serializable, ..Options::default() };
+    for changed in [None, Some(0), Some(1500), Some(2999)] {
+        let mut t = Txn::begin(node.clone(), options).await.expect("begin");
+        for n in (0..3000).rev().step_by(2) {
+            t.get(&k(n)).await.expect("get");
+        }
+        t.get(&k(0)).await.expect("get");
+        t.get(&k(1500)).await.expect("get");
+        if let Some(n) = changed {
+            set(&node, &[n], 1).await;
+        }
+        t.put(k(5000), b"x".to_vec()).expect("small");
+        assert_eq!(t.commit().await.is_err(), changed.is_some(), "{changed:?}");
+    }
+    node.shutdown().await;
+}
