@@ -401,7 +401,7 @@ async fn test_rules(global: &Global, files: Vec<PathBuf>) -> Result<()> {
     }
     match verdicts.iter().filter(|(_, wrong)| !wrong.is_empty()).count() {
         0 => Ok(()),
-        n => Err(Error::new(Code::Invalid, format!("tests of {n} of {} files failed", verdicts.len()))),
+        n => Err(Error::new(Code::Unsupported, format!("tests of {n} of {} files failed", verdicts.len()))),
     }
 }
 
