@@ -442,7 +442,8 @@ impl Group {
                     if crate::engine::is_stale(*since) {
                         continue;
                     }
-                    let since_ms = (*since * 1000.0) as i64;
+                    // Anybody may have written it: no instant that was not yet.
+                    let since_ms = ((*since * 1000.0) as i64).clamp(0, (*down_ms).max(0));
                     let left_ms = how.wait_ms - (down_ms - since_ms);
                     a.active_ms = match left_ms {
                         ..=0 => since_ms,

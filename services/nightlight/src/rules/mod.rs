@@ -217,7 +217,7 @@ async fn follow(
         group.take_over(*old);
     }
     let interval = spec.interval_ms.max(1) * 1_000_000;
-    let mut at = Group::slot_ns(&spec, nanos()) + interval;
+    let mut at = Group::slot_ns(&spec, nanos()).saturating_add(interval);
     let mut evaluated = 0;
     let word = loop {
         let wait = u64::try_from(at - nanos()).unwrap_or(0);

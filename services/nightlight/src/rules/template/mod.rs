@@ -194,6 +194,9 @@ mod tests {
             let got = made(text);
             assert!(got.starts_with("<error expanding template: ") && got.contains(want), "{text}: {got}");
         }
+        for verb in ["f", "g", "e", "s", "d", "q"] {
+            assert!(made(&format!("{{{{ printf \"%.99999{verb}\" 1.5 }}}}")).len() < 70_000, "{verb}");
+        }
         let deep = format!("{}1{}", "{{ if true }}".repeat(60), "{{ end }}".repeat(60));
         assert!(made(&deep).contains("nested"), "{}", made(&deep));
         let parens = format!("{{{{ {}1{} }}}}", "(".repeat(60), ")".repeat(60));

@@ -177,8 +177,8 @@ pub(super) fn general(v: f64, precision: usize) -> String {
     short(&format!("{v:.*}", usize::try_from(p as i32 - 1 - power).unwrap_or(0)))
 }
 
-/// Largest width and precision.
-const WIDTH_MAX: usize = 1 << 16;
+/// Largest width and precision: less than what `format!` takes.
+const WIDTH_MAX: usize = 60_000;
 
 /// Go's `Sprintf` for the verbs that make sense here.
 pub(super) fn printf(format: &str, args: &[Value]) -> String {
