@@ -168,3 +168,27 @@ fn nightlight_watches_the_cloud_and_keeps_projects_apart() {
     assert!(cloud.run(&["metrics", "query", "sold"]).err.contains("no series"));
     assert_eq!(cloud.run(&["metrics", "query", "sold", "--project", "nobody"]).code, 3);
 }
+
+/// Tests of rules have promtool's verdict, and its exit code.
+#[test]
+fn rule_tests_end_as_promtools_do() {
+    let dir = tempfile::tempdir().expect("folder");
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).expect("write");
+    write("rules.yml", "groups: [{name: g, rules: [{record: r, expr: x * 2}]}]");
+    let test = |value: &str| {
+        let expected = format!("[{{expr: r, eval_time: 1m, exp_samples: [{{labels: r, value: {value}}}]}}]");
+        format!(
+            "rule_files: [rules.yml]\ntests: [{{interval: 1m, input_series: [{{series: x, values: '1 3'}}], promql_expr_test: {expected}}}]"
+        )
+    };
+    write("good.yml", &test("6"));
+    write("bad.yml", &test("7"));
+    for (file, code) in [("good.yml", 0), ("bad.yml", 1)] {
+        let path = dir.path().join(file);
+        let ours =
+            Command::new(photon_exe()).args(["metrics", "test-rules"]).arg(&path).output().expect("runs");
+        let theirs = Command::new("promtool").args(["test", "rules"]).arg(&path).output().expect("promtool");
+        let codes = (ours.status.code(), theirs.status.code());
+        assert_eq!(codes, (Some(code), Some(code)), "{file}: {}", String::from_utf8_lossy(&ours.stderr));
+    }
+}

@@ -8,7 +8,7 @@ use photon_base::{Code, Error, Name, Result};
 use photon_client::Client;
 use photon_rt::time::wall;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// Largest answer, bytes.
 const ANSWER_MAX: usize = 256 << 20;
@@ -66,6 +66,31 @@ pub enum MetricsCommand {
     Targets {
         #[command(flatten)]
         of: Of,
+    },
+    /// Show what is recorded and what is watched, and how that went.
+    ///
+    /// Example: photon metrics rules
+    #[command(verbatim_doc_comment)]
+    Rules {
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Show alerts that are pending or firing.
+    ///
+    /// Example: photon metrics alerts
+    #[command(verbatim_doc_comment)]
+    Alerts {
+        #[command(flatten)]
+        of: Of,
+    },
+    /// Run tests of rules, in promtool's form. Needs no cloud.
+    ///
+    /// Example: photon metrics test-rules tests.yml
+    #[command(verbatim_doc_comment)]
+    TestRules {
+        /// Files with tests.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
     },
     /// Show what every node uses, and how that went in the last ten minutes.
     ///
@@ -202,8 +227,14 @@ async fn over(
 
 /// Runs `photon metrics …`.
 pub async fn metrics(global: &Global, command: MetricsCommand) -> Result<()> {
+    if let MetricsCommand::TestRules { files } = command {
+        return test_rules(global, files).await;
+    }
     let client = global.client().await?;
     match command {
+        MetricsCommand::TestRules { .. } => {} // above
+        MetricsCommand::Rules { of } => rules(global, &ask(&client, "rules", &[], &of).await?),
+        MetricsCommand::Alerts { of } => alerts(global, &ask(&client, "alerts", &[], &of).await?),
         MetricsCommand::Query { expr, time, of } => {
             let mut params = vec![("query", expr.as_str())];
             params.extend(time.as_deref().map(|t| ("time", t)));
@@ -302,6 +333,76 @@ fn targets(global: &Global, data: &Value) {
         ("ERROR", "/error"),
     ];
     output::table(&columns, &rows);
+}
+
+fn rules(global: &Global, data: &Value) {
+    if !matches!(global.output, Format::Table | Format::Name) {
+        return output::value(global.output, data);
+    }
+    let mut rows = Vec::new();
+    for g in data["groups"].as_array().into_iter().flatten() {
+        for r in g["rules"].as_array().into_iter().flatten() {
+            let took = format!("{:.1} ms", r["evaluationTime"].as_f64().unwrap_or(0.0) * 1000.0);
+            let state = r["state"].as_str().unwrap_or_default();
+            rows.push(json!({ "group": g["name"], "name": r["name"], "type": r["type"], "state": state,
+                              "health": r["health"], "took": took, "query": r["query"], "error": r["lastError"] }));
+        }
+    }
+    let columns = [
+        ("GROUP", "/group"),
+        ("NAME", "/name"),
+        ("TYPE", "/type"),
+        ("STATE", "/state"),
+        ("HEALTH", "/health"),
+        ("TOOK", "/took"),
+        ("QUERY", "/query"),
+        ("ERROR", "/error"),
+    ];
+    output::table(&columns, &rows);
+}
+
+fn alerts(global: &Global, data: &Value) {
+    if !matches!(global.output, Format::Table | Format::Name) {
+        return output::value(global.output, data);
+    }
+    let all = data["alerts"].as_array().into_iter().flatten();
+    let rows: Vec<Value> = all
+        .map(|a| {
+            json!({ "alert": series(&a["labels"]), "state": a["state"], "since": a["activeAt"], "value": a["value"] })
+        })
+        .collect();
+    output::table(
+        &[("ALERT", "/alert"), ("STATE", "/state"), ("SINCE", "/since"), ("VALUE", "/value")],
+        &rows,
+    );
+}
+
+/// Every file's verdict, as promtool words it.
+async fn test_rules(global: &Global, files: Vec<PathBuf>) -> Result<()> {
+    let mut verdicts = Vec::new();
+    for f in files {
+        let path = f.clone();
+        let verdict = photon_rt::task::blocking(move || nightlight::rules::unit::run(&path)).await;
+        verdicts.push((f, verdict.err().unwrap_or_default()));
+    }
+    if matches!(global.output, Format::Table | Format::Name) {
+        for (f, wrong) in &verdicts {
+            output::line(&format!("Unit Testing:  {}", f.display()));
+            if wrong.is_empty() {
+                output::line("  SUCCESS\n");
+            } else {
+                output::line(&format!("  FAILED:\n{}\n", wrong.join("\n")));
+            }
+        }
+    } else {
+        let all =
+            verdicts.iter().map(|(f, wrong)| json!({ "file": f, "ok": wrong.is_empty(), "failures": wrong }));
+        output::value(global.output, &all.collect::<Vec<_>>().into());
+    }
+    match verdicts.iter().filter(|(_, wrong)| !wrong.is_empty()).count() {
+        0 => Ok(()),
+        n => Err(Error::new(Code::Unsupported, format!("tests of {n} of {} files failed", verdicts.len()))),
+    }
 }
 
 async fn top(global: &Global, client: &Client) -> Result<()> {

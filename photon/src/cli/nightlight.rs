@@ -17,7 +17,7 @@ pub enum NightlightCommand {
     ///   photon nightlight serve --tls off --data-dir /tmp/nl --listen 127.0.0.1:9095
     ///   photon nightlight serve --tls off --config.file prometheus.yml --storage.tsdb.path data
     ///
-    /// SIGHUP or POST /-/reload reads the configuration again.
+    /// SIGHUP or POST /-/reload reads the configuration, and the rule files that it names, again.
     #[command(verbatim_doc_comment)]
     Serve(ServeArgs),
 }
@@ -45,6 +45,9 @@ pub struct ServeArgs {
     /// How long samples are kept, as in 15d or 12h.
     #[arg(long, visible_alias = "storage.tsdb.retention.time", default_value = "15d", value_parser = time, value_name = "TIME")]
     retention: Duration,
+    /// Where people find it, for links in alerts; else where it listens.
+    #[arg(long = "web.external-url", value_name = "URL")]
+    external_url: Option<String>,
     /// debug, info, warn or error.
     #[arg(long, default_value = "info", value_name = "LEVEL")]
     log_level: String,
@@ -88,12 +91,17 @@ pub async fn nightlight(global: &Global, command: NightlightCommand) -> Result<(
     let tasks = Tasks::new();
     let config = Config { retention: args.retention, ..Config::default() };
     let dir = args.path.clone().unwrap_or_else(|| global.data_dir());
-    let about = About::new(args.flags(&dir), args.config_file.clone());
+    let mut about = About::new(args.flags(&dir), args.config_file.clone());
+    about.external_url = args.external_url.clone().unwrap_or_else(|| format!("http://{}", args.listen));
     let night = NightLight::open_as(&dir, config, about, &tasks).await?;
     if args.config_file.is_some() {
         night.reload().await?;
     }
-    let router = night.router().merge(photon_serve::metrics::routes());
+    let rules = night.rules().clone();
+    let page = move || async move {
+        ([("content-type", "text/plain; version=0.0.4")], photon_serve::metrics::text() + &rules.metrics())
+    };
+    let router = night.router().route("/metrics", axum::routing::get(page));
     Listener {
         name: "nightlight",
         socket,

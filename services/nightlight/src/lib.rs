@@ -7,10 +7,10 @@
 //! - [`store`]: samples on disk: log, head, blocks. Its only way to the disk is `photon_rt::disk`.
 //! - [`expose`]: what processes tell of themselves, read and written. Pure.
 //! - [`scrape`]: which targets there are, asking them, what follows from the answers.
-//! - [`wire`]: Prometheus' HTTP API, remote write and OTLP, over the store and the scraper.
+//! - [`rules`]: what is recorded and what is told: groups, templates, tests of rules, telling Alertmanagers.
+//! - [`wire`]: Prometheus' HTTP API, remote write and OTLP, over the store, the scraper and the rules.
 //!
-//! `rules` and `alerts` will join them (docs/decisions/0008-nightlight.md). The rooms meet only as `engine::run` over a
-//! `store::Store`, and `Store::append`.
+//! The rooms meet only as `engine::run` over a `store::Store`, and `Store::append`.
 //!
 //! Invariants: nothing acknowledged is lost; every value comes back bit for bit; a query reads and holds no more than
 //! its limits; no text and no bytes from outside make any of this panic.
@@ -20,6 +20,7 @@ pub mod expose;
 pub mod histogram;
 pub mod labels;
 pub mod promql;
+pub mod rules;
 pub mod scrape;
 pub mod store;
 pub mod wire;

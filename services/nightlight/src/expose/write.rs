@@ -5,7 +5,7 @@ use super::{
     escape::{Scheme, escape},
 };
 use crate::labels::{Labels, NAME, is_label, is_metric};
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 fn quoted(out: &mut String, text: &str) {
     out.push('"');
@@ -81,4 +81,26 @@ pub fn page(format: Format, scheme: Scheme, samples: &[(Labels, i64, f64)]) -> S
         out.push_str("# EOF\n");
     }
     out
+}
+
+/// Families of numbers, for a page about this process.
+#[derive(Default)]
+pub struct Families(BTreeMap<&'static str, (&'static str, Vec<String>)>);
+
+impl Families {
+    /// One series of a family of this kind.
+    pub fn add(&mut self, name: &'static str, kind: &'static str, labels: &[(&str, &str)], v: f64) {
+        let mut line = String::new();
+        series(&mut line, name, labels.iter().copied());
+        let _ = write!(line, " {}", crate::promql::number(v)); // a String takes all
+        self.0.entry(name).or_insert_with(|| (kind, Vec::new())).1.push(line);
+    }
+
+    /// The page.
+    pub fn text(&self) -> String {
+        let family = |(name, (kind, lines)): (&&str, &(&str, Vec<String>))| {
+            format!("# TYPE {name} {kind}\n{}\n", lines.join("\n"))
+        };
+        self.0.iter().map(family).collect()
+    }
 }

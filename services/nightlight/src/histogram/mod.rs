@@ -11,7 +11,7 @@
 
 mod ops;
 mod read;
-mod text;
+pub(crate) mod text;
 mod wire;
 
 pub use ops::{Added, Incompatible};

@@ -436,7 +436,7 @@ pub(super) fn parse_number(text: &str) -> Option<f64> {
 }
 
 /// The value of a quoted string, by Go's rules.
-pub(super) fn unquote(quoted: &str) -> Result<String, String> {
+pub(crate) fn unquote(quoted: &str) -> Result<String, String> {
     let mut chars = quoted.chars();
     let open = chars.next().unwrap_or('"');
     let inner = &quoted[open.len_utf8()..quoted.len() - open.len_utf8()];

@@ -16,6 +16,7 @@ mod print;
 
 pub use ast::{Expr, Span, Type};
 pub use features::{Features, parse_with};
+pub(crate) use lex::unquote;
 pub use parse::{parse, parse_selector};
 pub use print::number;
 

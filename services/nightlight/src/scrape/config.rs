@@ -1,10 +1,11 @@
-//! Prometheus' configuration file, as far as it concerns what is scraped: every key that we know does what it does
+//! Prometheus' configuration file, as far as it concerns what is scraped, and where rules are: every key that we know does what it does
 //! there, and every other is refused by its name.
 
 use super::relabel::Rule;
 use crate::{
     expose::negotiate::Protocol,
     labels::{Labels, Str},
+    rules::notify::Alerting,
 };
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_yaml_ng::{Mapping, Value};
@@ -62,13 +63,15 @@ pub enum Names {
 /// `global`, and what a job says otherwise.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Global {
+pub(crate) struct Global {
     #[serde(deserialize_with = "ms")]
     scrape_interval: Option<u64>,
     #[serde(deserialize_with = "ms")]
     scrape_timeout: Option<u64>,
     #[serde(deserialize_with = "ms")]
     evaluation_interval: Option<u64>,
+    #[serde(deserialize_with = "ms")]
+    rule_query_offset: Option<u64>,
     external_labels: BTreeMap<String, String>,
     scrape_protocols: Option<Vec<Protocol>>,
     #[serde(deserialize_with = "size")]
@@ -88,6 +91,8 @@ struct File {
     global: Global,
     scrape_configs: Vec<Value>,
     scrape_config_files: Vec<String>,
+    rule_files: Vec<PathBuf>,
+    alerting: Value,
 }
 
 /// How a server is spoken to.
@@ -120,7 +125,7 @@ impl PartialEq for Trust {
     }
 }
 
-const CLIENT_KEYS: [&str; 7] = [
+pub(crate) const CLIENT_KEYS: [&str; 7] = [
     "basic_auth",
     "authorization",
     "bearer_token",
@@ -333,6 +338,12 @@ pub struct Config {
     pub external: Labels,
     /// How often rules are evaluated, milliseconds.
     pub evaluation_ms: u64,
+    /// How far back rules ask if their group does not say, milliseconds.
+    pub rule_query_offset_ms: i64,
+    /// Where rules are written; patterns.
+    pub rule_files: Vec<PathBuf>,
+    /// Who is told of alerts.
+    pub alerting: Alerting,
     /// The file without its secrets.
     pub shown: String,
 }
@@ -377,6 +388,9 @@ impl Config {
             jobs,
             external: Labels::new(external.map(|(n, v)| (Str::from(n), Str::from(v)))),
             evaluation_ms: file.global.evaluation_interval.unwrap_or(60_000),
+            rule_query_offset_ms: file.global.rule_query_offset.unwrap_or(0) as i64,
+            rule_files: file.rule_files.iter().map(|p| dir.join(p)).collect(),
+            alerting: Alerting::parse(file.alerting, dir).map_err(|e| format!("alerting: {e}"))?,
             shown: serde_yaml_ng::to_string(&tree).map_err(|e| e.to_string())?,
         })
     }
@@ -422,7 +436,7 @@ fn client(written: &mut Value, dir: &Path) -> Result<HttpClient, String> {
     Ok(c)
 }
 
-fn job(mut written: Value, g: &Global, dir: &Path) -> Result<Job, String> {
+pub(crate) fn job(mut written: Value, g: &Global, dir: &Path) -> Result<Job, String> {
     let client = client(&mut written, dir)?;
     let w: Written = serde_yaml_ng::from_value(written).map_err(|e| e.to_string())?;
     if w.job_name.is_empty() {

@@ -40,7 +40,7 @@ struct Source {
 }
 
 /// All sources of a job.
-pub(super) struct Sources(Vec<Source>);
+pub(crate) struct Sources(Vec<Source>);
 
 impl Sources {
     pub fn new(job: &Job) -> Self {
@@ -99,7 +99,7 @@ fn with(mut groups: Vec<Group>, name: &str, value: &str) -> Vec<Group> {
 }
 
 /// The files that a pattern means: `*` stands for any part of a file's name.
-fn matching(pattern: &Path) -> Vec<PathBuf> {
+pub(crate) fn matching(pattern: &Path) -> Vec<PathBuf> {
     let name = pattern.file_name().unwrap_or_default().to_string_lossy();
     if !name.contains('*') {
         return vec![pattern.to_path_buf()];
@@ -132,6 +132,7 @@ async fn server(h: &HttpSd, tasks: &Tasks) -> Result<Vec<Group>, String> {
         timeout_s: h.refresh_ms as f64 / 1000.0,
         body_max: LIST_MAX,
         compression: true,
+        post: None,
     };
     let mut link = Link::default();
     let page =

@@ -4,8 +4,11 @@
 use super::config::HttpClient;
 use flate2::read::MultiGzDecoder;
 use http::{HeaderValue, Request, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1::{self, SendRequest};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    body::Bytes,
+    client::conn::http1::{self, SendRequest},
+};
 use hyper_util::rt::TokioIo;
 use photon_auth::{CertPair, client_config};
 use photon_rt::{fs, net::TcpStream, task::Tasks};
@@ -84,11 +87,13 @@ pub struct Ask<'a> {
     pub body_max: u64,
     /// Asks for gzip.
     pub compression: bool,
+    /// JSON that is sent, by POST; the answer is whatever it is.
+    pub post: Option<Bytes>,
 }
 
 /// A connection that is kept from request to request.
 #[derive(Default)]
-pub struct Link(Option<(Url, SendRequest<Empty<hyper::body::Bytes>>)>);
+pub struct Link(Option<(Url, SendRequest<Full<Bytes>>)>);
 
 fn secret(text: &str, file: &Option<PathBuf>) -> Result<String, String> {
     match file {
@@ -140,11 +145,7 @@ impl HttpClient {
         client_config(&ca, identity.as_ref(), &["http/1.1"]).map_err(|e| e.to_string())
     }
 
-    async fn connect(
-        &self,
-        url: &Url,
-        tasks: &Tasks,
-    ) -> Result<SendRequest<Empty<hyper::body::Bytes>>, String> {
+    async fn connect(&self, url: &Url, tasks: &Tasks) -> Result<SendRequest<Full<Bytes>>, String> {
         let tcp = TcpStream::connect((url.host.as_str(), url.port)).await;
         let tcp = tcp.map_err(|e| format!("dial tcp {}:{}: {e}", url.host, url.port))?;
         let _ = tcp.set_nodelay(true); // only latency is lost without it
@@ -169,13 +170,14 @@ impl HttpClient {
         for _ in 0..=REDIRECTS_MAX {
             let answer = self.once(&at, ask, link, tasks, at.host == url.host).await?;
             let (head, body) = answer.into_parts();
-            if head.status.is_redirection() && self.follow_redirects != Some(false) {
+            if head.status.is_redirection() && ask.post.is_none() && self.follow_redirects != Some(false) {
                 *link = Link::default();
                 let to = head.headers.get(header::LOCATION).and_then(|l| l.to_str().ok()).unwrap_or_default();
                 at = if to.starts_with('/') { Url { path: to.into(), ..at } } else { Url::parse(to)? };
                 continue;
             }
-            if head.status != StatusCode::OK {
+            let good = head.status == StatusCode::OK || (ask.post.is_some() && head.status.is_success());
+            if !good {
                 *link = Link::default();
                 return Err(format!("server returned HTTP status {}", head.status));
             }
@@ -228,22 +230,24 @@ impl HttpClient {
                     return Ok(answer);
                 }
                 Err(_) if was_kept => {}
-                Err(e) => return Err(format!("Get {:?}: {e}", url.to_string())),
+                Err(e) => {
+                    let verb = if ask.post.is_some() { "Post" } else { "Get" };
+                    return Err(format!("{verb} {:?}: {e}", url.to_string()));
+                }
             }
         }
     }
 
-    fn request(
-        &self,
-        url: &Url,
-        ask: &Ask<'_>,
-        trusted: bool,
-    ) -> Result<Request<Empty<hyper::body::Bytes>>, String> {
-        let mut b = Request::get(&url.path)
+    fn request(&self, url: &Url, ask: &Ask<'_>, trusted: bool) -> Result<Request<Full<Bytes>>, String> {
+        let mut b = match ask.post {
+            None => Request::get(&url.path)
+                .header("x-prometheus-scrape-timeout-seconds", ask.timeout_s.to_string()),
+            Some(_) => Request::post(&url.path).header(header::CONTENT_TYPE, "application/json"),
+        };
+        b = b
             .header(header::HOST, url.authority())
             .header(header::ACCEPT, ask.accept)
-            .header(header::USER_AGENT, concat!("NightLight/", env!("CARGO_PKG_VERSION")))
-            .header("x-prometheus-scrape-timeout-seconds", ask.timeout_s.to_string());
+            .header(header::USER_AGENT, concat!("NightLight/", env!("CARGO_PKG_VERSION")));
         if ask.compression {
             b = b.header(header::ACCEPT_ENCODING, "gzip");
         }
@@ -251,7 +255,7 @@ impl HttpClient {
         if let Some(v) = self.authorization()?.filter(|_| trusted) {
             b = b.header(header::AUTHORIZATION, v);
         }
-        b.body(Empty::new()).map_err(|e| e.to_string())
+        b.body(Full::new(ask.post.clone().unwrap_or_default())).map_err(|e| e.to_string())
     }
 }
 
@@ -259,7 +263,7 @@ fn same_door(a: &Url, b: &Url) -> bool {
     (a.tls, &a.host, a.port) == (b.tls, &b.host, b.port)
 }
 
-async fn handshake<I>(io: TokioIo<I>, tasks: &Tasks) -> Result<SendRequest<Empty<hyper::body::Bytes>>, String>
+async fn handshake<I>(io: TokioIo<I>, tasks: &Tasks) -> Result<SendRequest<Full<Bytes>>, String>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {

@@ -198,6 +198,7 @@ async fn page(
         timeout_s: t.timeout_ms as f64 / 1000.0,
         body_max: job.body_size_limit,
         compression: job.compression,
+        post: None,
     };
     let limit = Duration::from_millis(t.timeout_ms);
     let got = timeout(limit, "the scrape", job.client.get(&t.url, &ask, link, tasks)).await;

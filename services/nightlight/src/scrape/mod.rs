@@ -8,13 +8,14 @@
 
 pub mod book;
 pub mod config;
-mod discover;
+pub(crate) mod discover;
 mod dns;
 pub mod http;
 mod live;
 pub mod relabel;
 pub mod target;
 
+pub(crate) use discover::matching;
 pub use live::{Health, Live};
 
 use crate::{labels::Labels, store::Store};

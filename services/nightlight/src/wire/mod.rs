@@ -1,4 +1,4 @@
-//! The door: Prometheus' HTTP API v1 (`api`, `targets`, `status`), federation, remote write (`write`), OTLP (`otlp`), and upkeep of the
+//! The door: Prometheus' HTTP API v1 (`api`, `targets`, `rules`, `status`), federation, remote write (`write`), OTLP (`otlp`), and upkeep of the
 //! store behind it.
 //!
 //! Invariants: every body, answer and query is bounded; work on the store and in the engine happens off the runtime's
@@ -10,12 +10,14 @@ mod federate;
 mod otlp;
 mod pack;
 mod params;
+mod rules;
 mod status;
 mod targets;
 mod tree;
 mod write;
 
 use crate::{
+    rules::Rules,
     scrape::{Scraper, config as scraping},
     store::{Keep, Options, Store, StoreError},
 };
@@ -58,6 +60,8 @@ pub struct About {
     pub flags: Vec<(String, String)>,
     /// What is scraped, as a file in Prometheus' form.
     pub file: Option<PathBuf>,
+    /// Where people find it, for links in alerts.
+    pub external_url: String,
     /// When, milliseconds; and when the file was read last, and whether it could be.
     pub(crate) started_ms: u64,
     pub(crate) reload: Mutex<(u64, bool)>,
@@ -67,7 +71,7 @@ impl About {
     /// Started now, with these flags and this file.
     pub fn new(flags: Vec<(String, String)>, file: Option<PathBuf>) -> Self {
         let now = wall().0;
-        About { flags, file, started_ms: now, reload: Mutex::new((now, true)) }
+        About { flags, file, external_url: String::new(), started_ms: now, reload: Mutex::new((now, true)) }
     }
 }
 
@@ -87,6 +91,7 @@ pub struct NightLight {
     store: Arc<Store>,
     config: Config,
     scraper: Scraper,
+    rules: Rules,
     about: Arc<About>,
 }
 
@@ -112,7 +117,8 @@ impl NightLight {
         let store = Arc::new(store);
         let scraper = Scraper::new(store.clone(), tasks);
         let about = Arc::new(about);
-        let this = NightLight { store, config, scraper, about };
+        let rules = Rules::new(store.clone(), about.external_url.trim_end_matches('/').to_string(), tasks);
+        let this = NightLight { store, config, scraper, rules, about };
         let upkeep = this.clone();
         tasks.spawn("upkeep", async move {
             loop {
@@ -133,11 +139,22 @@ impl NightLight {
         let Some(file) = self.about.file.clone() else {
             return Err(Error::new(Code::Denied, "there is no configuration file to be read again"));
         };
-        let read = blocking(move || scraping::Config::load(&file)).await;
+        let read = blocking(move || {
+            let config = scraping::Config::load(&file)?;
+            let groups = crate::rules::load(&config)?;
+            Ok::<_, String>((config, groups))
+        });
+        let read = read.await;
         *crate::scrape::lock(&self.about.reload) = (wall().0, read.is_ok());
-        let config = read.map_err(|e| Error::invalid("config.file", "cannot be used").why(e))?;
+        let (config, groups) = read.map_err(|e| Error::invalid("config.file", "cannot be used").why(e))?;
+        self.rules.apply(groups, &config);
         self.scraper.apply(config);
         Ok(())
+    }
+
+    /// Who evaluates rules.
+    pub fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// Cuts when the log is long, forgets what is too old or too much, merges blocks.
@@ -165,6 +182,9 @@ impl NightLight {
             .route("/api/v1/targets", get(targets::targets))
             .route("/api/v1/targets/metadata", get(targets::target_metadata))
             .route("/api/v1/scrape_pools", get(targets::scrape_pools))
+            .route("/api/v1/rules", get(rules::rules))
+            .route("/api/v1/alerts", get(rules::alerts))
+            .route("/api/v1/alertmanagers", get(rules::alertmanagers))
             .route("/api/v1/status/config", get(status::config))
             .route("/api/v1/status/flags", get(status::flags))
             .route("/api/v1/status/runtimeinfo", get(status::runtimeinfo))

@@ -29,7 +29,7 @@ fn pools(this: &NightLight, only: Option<&str>) -> Pools {
 }
 
 /// RFC 3339; Go's zero for never.
-fn instant(ms: i64) -> String {
+pub(super) fn instant(ms: i64) -> String {
     match u64::try_from(ms) {
         Ok(ms) if ms > 0 => Timestamp(ms).to_string(),
         _ => "0001-01-01T00:00:00Z".into(),

@@ -10,6 +10,7 @@ mod otlp;
 mod prometheus;
 mod random;
 mod reference;
+mod rules;
 mod scrape;
 mod store;
 mod target;

@@ -57,208 +57,185 @@ fn temporality<'de, D: Deserializer<'de>>(d: D) -> Result<i32, D::Error> {
 /// `AGGREGATION_TEMPORALITY_CUMULATIVE`
 pub const CUMULATIVE: i32 = 2;
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Export {
-    #[prost(message, repeated, tag = "1")]
-    pub resource_metrics: Vec<ResourceMetrics>,
+/// Structures that are read from both forms: fields that are absent have their defaults.
+macro_rules! messages {
+    ($($(#[$about:meta])* pub struct $name:ident { $($fields:tt)* })*) => {$(
+        $(#[$about])*
+        #[derive(Clone, PartialEq, Message, Deserialize)]
+        #[serde(default, rename_all = "camelCase")]
+        pub struct $name { $($fields)* }
+    )*};
 }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ResourceMetrics {
-    #[prost(message, optional, tag = "1")]
-    pub resource: Option<Resource>,
-    #[prost(message, repeated, tag = "2")]
-    pub scope_metrics: Vec<ScopeMetrics>,
-}
+messages! {
+    pub struct Export {
+        #[prost(message, repeated, tag = "1")]
+        pub resource_metrics: Vec<ResourceMetrics>,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Resource {
-    #[prost(message, repeated, tag = "1")]
-    pub attributes: Vec<KeyValue>,
-}
+    pub struct ResourceMetrics {
+        #[prost(message, optional, tag = "1")]
+        pub resource: Option<Resource>,
+        #[prost(message, repeated, tag = "2")]
+        pub scope_metrics: Vec<ScopeMetrics>,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct ScopeMetrics {
-    #[prost(message, repeated, tag = "2")]
-    pub metrics: Vec<Metric>,
-}
+    pub struct Resource {
+        #[prost(message, repeated, tag = "1")]
+        pub attributes: Vec<KeyValue>,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Metric {
-    #[prost(string, tag = "1")]
-    pub name: String,
-    #[prost(string, tag = "3")]
-    pub unit: String,
-    #[prost(message, optional, tag = "5")]
-    pub gauge: Option<Sum>,
-    #[prost(message, optional, tag = "7")]
-    pub sum: Option<Sum>,
-    #[prost(message, optional, tag = "9")]
-    pub histogram: Option<Histogram>,
-    #[prost(message, optional, tag = "10")]
-    pub exponential_histogram: Option<Exponential>,
-    #[prost(message, optional, tag = "11")]
-    pub summary: Option<Summary>,
-}
+    pub struct ScopeMetrics {
+        #[prost(message, repeated, tag = "2")]
+        pub metrics: Vec<Metric>,
+    }
 
-/// A sum; and a gauge, which has only points.
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Sum {
-    #[prost(message, repeated, tag = "1")]
-    pub data_points: Vec<NumberPoint>,
-    #[prost(int32, tag = "2")]
-    #[serde(deserialize_with = "temporality")]
-    pub aggregation_temporality: i32,
-    #[prost(bool, tag = "3")]
-    pub is_monotonic: bool,
-}
+    pub struct Metric {
+        #[prost(string, tag = "1")]
+        pub name: String,
+        #[prost(string, tag = "3")]
+        pub unit: String,
+        #[prost(message, optional, tag = "5")]
+        pub gauge: Option<Sum>,
+        #[prost(message, optional, tag = "7")]
+        pub sum: Option<Sum>,
+        #[prost(message, optional, tag = "9")]
+        pub histogram: Option<Histogram>,
+        #[prost(message, optional, tag = "10")]
+        pub exponential_histogram: Option<Exponential>,
+        #[prost(message, optional, tag = "11")]
+        pub summary: Option<Summary>,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct NumberPoint {
-    #[prost(message, repeated, tag = "7")]
-    pub attributes: Vec<KeyValue>,
-    #[prost(fixed64, tag = "3")]
-    #[serde(deserialize_with = "whole")]
-    pub time_unix_nano: u64,
-    #[prost(double, optional, tag = "4")]
-    #[serde(deserialize_with = "maybe_real")]
-    pub as_double: Option<f64>,
-    #[prost(sfixed64, optional, tag = "6")]
-    #[serde(deserialize_with = "maybe")]
-    pub as_int: Option<i64>,
-    #[prost(uint32, tag = "8")]
-    pub flags: u32,
-}
+    /// A sum; and a gauge, which has only points.
+    pub struct Sum {
+        #[prost(message, repeated, tag = "1")]
+        pub data_points: Vec<NumberPoint>,
+        #[prost(int32, tag = "2")]
+        #[serde(deserialize_with = "temporality")]
+        pub aggregation_temporality: i32,
+        #[prost(bool, tag = "3")]
+        pub is_monotonic: bool,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Histogram {
-    #[prost(message, repeated, tag = "1")]
-    pub data_points: Vec<HistogramPoint>,
-    #[prost(int32, tag = "2")]
-    #[serde(deserialize_with = "temporality")]
-    pub aggregation_temporality: i32,
-}
+    pub struct NumberPoint {
+        #[prost(message, repeated, tag = "7")]
+        pub attributes: Vec<KeyValue>,
+        #[prost(fixed64, tag = "3")]
+        #[serde(deserialize_with = "whole")]
+        pub time_unix_nano: u64,
+        #[prost(double, optional, tag = "4")]
+        #[serde(deserialize_with = "maybe_real")]
+        pub as_double: Option<f64>,
+        #[prost(sfixed64, optional, tag = "6")]
+        #[serde(deserialize_with = "maybe")]
+        pub as_int: Option<i64>,
+        #[prost(uint32, tag = "8")]
+        pub flags: u32,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct HistogramPoint {
-    #[prost(message, repeated, tag = "9")]
-    pub attributes: Vec<KeyValue>,
-    #[prost(fixed64, tag = "3")]
-    #[serde(deserialize_with = "whole")]
-    pub time_unix_nano: u64,
-    #[prost(fixed64, tag = "4")]
-    #[serde(deserialize_with = "whole")]
-    pub count: u64,
-    #[prost(double, optional, tag = "5")]
-    #[serde(deserialize_with = "maybe_real")]
-    pub sum: Option<f64>,
-    #[prost(fixed64, repeated, tag = "6")]
-    #[serde(deserialize_with = "wholes")]
-    pub bucket_counts: Vec<u64>,
-    #[prost(double, repeated, tag = "7")]
-    pub explicit_bounds: Vec<f64>,
-    #[prost(uint32, tag = "10")]
-    pub flags: u32,
-}
+    pub struct Histogram {
+        #[prost(message, repeated, tag = "1")]
+        pub data_points: Vec<HistogramPoint>,
+        #[prost(int32, tag = "2")]
+        #[serde(deserialize_with = "temporality")]
+        pub aggregation_temporality: i32,
+    }
 
-/// Only counted, to say how many are refused.
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Exponential {
-    #[prost(message, repeated, tag = "1")]
-    pub data_points: Vec<Nothing>,
-}
+    pub struct HistogramPoint {
+        #[prost(message, repeated, tag = "9")]
+        pub attributes: Vec<KeyValue>,
+        #[prost(fixed64, tag = "3")]
+        #[serde(deserialize_with = "whole")]
+        pub time_unix_nano: u64,
+        #[prost(fixed64, tag = "4")]
+        #[serde(deserialize_with = "whole")]
+        pub count: u64,
+        #[prost(double, optional, tag = "5")]
+        #[serde(deserialize_with = "maybe_real")]
+        pub sum: Option<f64>,
+        #[prost(fixed64, repeated, tag = "6")]
+        #[serde(deserialize_with = "wholes")]
+        pub bucket_counts: Vec<u64>,
+        #[prost(double, repeated, tag = "7")]
+        pub explicit_bounds: Vec<f64>,
+        #[prost(uint32, tag = "10")]
+        pub flags: u32,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-pub struct Nothing {}
+    /// Only counted, to say how many are refused.
+    pub struct Exponential {
+        #[prost(message, repeated, tag = "1")]
+        pub data_points: Vec<Nothing>,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Summary {
-    #[prost(message, repeated, tag = "1")]
-    pub data_points: Vec<SummaryPoint>,
-}
+    pub struct Nothing {}
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct SummaryPoint {
-    #[prost(message, repeated, tag = "7")]
-    pub attributes: Vec<KeyValue>,
-    #[prost(fixed64, tag = "3")]
-    #[serde(deserialize_with = "whole")]
-    pub time_unix_nano: u64,
-    #[prost(fixed64, tag = "4")]
-    #[serde(deserialize_with = "whole")]
-    pub count: u64,
-    #[prost(double, tag = "5")]
-    #[serde(deserialize_with = "real")]
-    pub sum: f64,
-    #[prost(message, repeated, tag = "6")]
-    pub quantile_values: Vec<Quantile>,
-    #[prost(uint32, tag = "8")]
-    pub flags: u32,
-}
+    pub struct Summary {
+        #[prost(message, repeated, tag = "1")]
+        pub data_points: Vec<SummaryPoint>,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct Quantile {
-    #[prost(double, tag = "1")]
-    #[serde(deserialize_with = "real")]
-    pub quantile: f64,
-    #[prost(double, tag = "2")]
-    #[serde(deserialize_with = "real")]
-    pub value: f64,
-}
+    pub struct SummaryPoint {
+        #[prost(message, repeated, tag = "7")]
+        pub attributes: Vec<KeyValue>,
+        #[prost(fixed64, tag = "3")]
+        #[serde(deserialize_with = "whole")]
+        pub time_unix_nano: u64,
+        #[prost(fixed64, tag = "4")]
+        #[serde(deserialize_with = "whole")]
+        pub count: u64,
+        #[prost(double, tag = "5")]
+        #[serde(deserialize_with = "real")]
+        pub sum: f64,
+        #[prost(message, repeated, tag = "6")]
+        pub quantile_values: Vec<Quantile>,
+        #[prost(uint32, tag = "8")]
+        pub flags: u32,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct KeyValue {
-    #[prost(string, tag = "1")]
-    pub key: String,
-    #[prost(message, optional, tag = "2")]
-    pub value: Option<AnyValue>,
-}
+    pub struct Quantile {
+        #[prost(double, tag = "1")]
+        #[serde(deserialize_with = "real")]
+        pub quantile: f64,
+        #[prost(double, tag = "2")]
+        #[serde(deserialize_with = "real")]
+        pub value: f64,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct AnyValue {
-    #[prost(string, optional, tag = "1")]
-    pub string_value: Option<String>,
-    #[prost(bool, optional, tag = "2")]
-    pub bool_value: Option<bool>,
-    #[prost(int64, optional, tag = "3")]
-    #[serde(deserialize_with = "maybe")]
-    pub int_value: Option<i64>,
-    #[prost(double, optional, tag = "4")]
-    #[serde(deserialize_with = "maybe_real")]
-    pub double_value: Option<f64>,
-    #[prost(message, optional, tag = "5")]
-    pub array_value: Option<Values>,
-    #[prost(message, optional, tag = "6")]
-    pub kvlist_value: Option<Pairs>,
-}
+    pub struct KeyValue {
+        #[prost(string, tag = "1")]
+        pub key: String,
+        #[prost(message, optional, tag = "2")]
+        pub value: Option<AnyValue>,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default)]
-pub struct Values {
-    #[prost(message, repeated, tag = "1")]
-    pub values: Vec<AnyValue>,
-}
+    pub struct AnyValue {
+        #[prost(string, optional, tag = "1")]
+        pub string_value: Option<String>,
+        #[prost(bool, optional, tag = "2")]
+        pub bool_value: Option<bool>,
+        #[prost(int64, optional, tag = "3")]
+        #[serde(deserialize_with = "maybe")]
+        pub int_value: Option<i64>,
+        #[prost(double, optional, tag = "4")]
+        #[serde(deserialize_with = "maybe_real")]
+        pub double_value: Option<f64>,
+        #[prost(message, optional, tag = "5")]
+        pub array_value: Option<Values>,
+        #[prost(message, optional, tag = "6")]
+        pub kvlist_value: Option<Pairs>,
+    }
 
-#[derive(Clone, PartialEq, Message, Deserialize)]
-#[serde(default)]
-pub struct Pairs {
-    #[prost(message, repeated, tag = "1")]
-    pub values: Vec<KeyValue>,
+    pub struct Values {
+        #[prost(message, repeated, tag = "1")]
+        pub values: Vec<AnyValue>,
+    }
+
+    pub struct Pairs {
+        #[prost(message, repeated, tag = "1")]
+        pub values: Vec<KeyValue>,
+    }
 }
 
 /// `ExportMetricsServiceResponse`
