@@ -22,15 +22,17 @@ pub struct Labels(Arc<[(Str, Str)]>);
 impl Labels {
     /// From pairs in any order. Of a repeated name the last one holds; empty values vanish.
     pub fn new(pairs: impl IntoIterator<Item = (Str, Str)>) -> Self {
-        let mut all: Vec<(Str, Str)> = Vec::new();
-        for (name, value) in pairs {
-            match all.iter_mut().find(|(n, _)| *n == name) {
-                Some(slot) => slot.1 = value,
-                None => all.push((name, value)),
+        let mut all: Vec<(Str, Str)> = pairs.into_iter().collect();
+        // Stable, and the later of two is taken over into the earlier, which stays.
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all.dedup_by(|later, earlier| {
+            let same = later.0 == earlier.0;
+            if same {
+                std::mem::swap(later, earlier);
             }
-        }
+            same
+        });
         all.retain(|(_, v)| !v.is_empty());
-        all.sort();
         Labels(all.into())
     }
 
@@ -92,10 +94,15 @@ impl Labels {
 
     /// With `name` set to `value`; an empty value removes it.
     pub fn with(&self, name: &str, value: &str) -> Self {
-        if self.get(name) == value {
-            return self.clone();
-        }
-        Labels::new(self.0.iter().cloned().chain([(Str::from(name), Str::from(value))]))
+        let found = self.0.binary_search_by(|(n, _)| (**n).cmp(name));
+        let (before, after) = match found {
+            Ok(i) if *self.0[i].1 == *value => return self.clone(),
+            Err(_) if value.is_empty() => return self.clone(),
+            Ok(i) => (&self.0[..i], &self.0[i + 1..]),
+            Err(i) => self.0.split_at(i),
+        };
+        let new = (!value.is_empty()).then(|| (Str::from(name), Str::from(value)));
+        Labels(before.iter().cloned().chain(new).chain(after.iter().cloned()).collect())
     }
 }
 
@@ -255,5 +262,15 @@ mod tests {
         assert!(m(MatchOp::NotRegex, "b.+").matches("b"));
         assert!(anchored("a)(b").is_err());
         assert!(anchored("((a{1000}){1000}){1000}").is_err());
+    }
+
+    #[test]
+    fn the_last_of_a_name_holds_and_an_empty_value_is_none() {
+        let all = Labels::of(&[("b", "1"), ("a", "1"), ("b", "2"), ("c", "3"), ("c", "")]);
+        assert_eq!(all, Labels::of(&[("a", "1"), ("b", "2")]));
+        assert_eq!(all.with("aa", "x"), Labels::of(&[("a", "1"), ("aa", "x"), ("b", "2")]));
+        assert_eq!(all.with("b", "3"), Labels::of(&[("a", "1"), ("b", "3")]));
+        assert_eq!(all.with("a", ""), Labels::of(&[("b", "2")]));
+        assert_eq!((all.with("z", ""), all.with("a", "1")), (all.clone(), all));
     }
 }

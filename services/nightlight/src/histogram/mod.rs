@@ -227,7 +227,7 @@ impl Histogram {
 
     /// About how many bytes it takes in memory.
     pub fn bytes(&self) -> usize {
-        std::mem::size_of::<Self>() + (self.positive.len() + self.negative.len()) * 16
+        std::mem::size_of::<Self>() + (self.positive.len() + self.negative.len()) * 16 + self.bounds.len() * 8
     }
 }
 

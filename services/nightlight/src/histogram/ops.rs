@@ -62,7 +62,12 @@ fn regroup(b: &Buckets, to: impl Fn(i32) -> i32) -> Buckets {
 
 /// Bounds that both lists have.
 fn common(a: &[f64], b: &[f64]) -> Arc<[f64]> {
-    a.iter().copied().filter(|x| b.iter().any(|y| x == y)).collect()
+    let mut rest = b.iter().peekable();
+    let mut both = |x: &f64| {
+        while rest.next_if(|y| *y < x).is_some() {}
+        rest.peek().is_some_and(|y| *y == x)
+    };
+    a.iter().copied().filter(|x| both(x)).collect()
 }
 
 impl Histogram {

@@ -89,9 +89,13 @@ impl Beside {
 
     /// Says what a metric is for. Beyond the limit new metrics stay undescribed.
     pub fn describe(&self, metric: &str, mut m: Metadata) {
-        if m.help.len() > HELP_MAX {
-            let end = (0..=HELP_MAX).rev().find(|i| m.help.is_char_boundary(*i)).unwrap_or(0);
-            m.help = m.help[..end].into();
+        for text in [&mut m.help, &mut m.unit] {
+            if text.len() > HELP_MAX {
+                *text = text[..text.floor_char_boundary(HELP_MAX)].into();
+            }
+        }
+        if metric.len() > HELP_MAX {
+            return;
         }
         let mut all = lock(&self.metadata);
         if all.len() < METRICS_MAX || all.contains_key(metric) {

@@ -13,7 +13,7 @@
 //! never finished.
 //!
 //! Rooms: `codec` and `native` columns to bytes, `log`, `head`, `block`, `index` which series a matcher means, `upkeep`
-//! all that happens to blocks, `tenants` a folder for each, `beside` exemplars and metadata (in memory only).
+//! all that happens to blocks, `beside` exemplars and metadata (in memory only).
 
 mod beside;
 mod block;
@@ -22,13 +22,11 @@ mod head;
 mod index;
 mod log;
 mod native;
-mod tenants;
 #[cfg(test)]
 mod tests;
 mod upkeep;
 
 pub use beside::{Beside, Exemplar, Metadata, SeriesExemplars};
-pub use tenants::Tenants;
 pub use upkeep::{Done, Keep};
 
 use crate::{
@@ -39,7 +37,10 @@ use crate::{
 use block::Block;
 use head::Head;
 use log::{Log, Numbered};
-use photon_rt::disk::Disk;
+use photon_rt::{
+    disk::Disk,
+    time::{Duration, Instant},
+};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
@@ -120,9 +121,9 @@ fn disk<T>(what: &str, r: std::io::Result<T>) -> Result<T, StoreError> {
 }
 
 /// Most bytes of the names and values of one series.
-const LABEL_BYTES_MAX: usize = 64 << 10;
+pub(crate) const LABEL_BYTES_MAX: usize = 64 << 10;
 /// Most labels of one series.
-const LABELS_MAX: usize = 512;
+pub(crate) const LABELS_MAX: usize = 512;
 
 /// Most bytes of one batch, and of the batches of one write.
 const BATCH_BYTES_MAX: usize = 64 << 20;
@@ -136,13 +137,21 @@ pub struct Options {
     pub series_max: usize,
     /// A log this long asks for a cut, bytes.
     pub log_bytes: u64,
+    /// A log that was written to for so long does, too.
+    pub log_age: Duration,
     /// Blocks grow by compaction up to this size, bytes.
     pub block_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { late_ms: 3_600_000, series_max: 10_000_000, log_bytes: 256 << 20, block_bytes: 2 << 30 }
+        Options {
+            late_ms: 3_600_000,
+            series_max: 10_000_000,
+            log_bytes: 256 << 20,
+            log_age: Duration::from_secs(7200),
+            block_bytes: 2 << 30,
+        }
     }
 }
 
@@ -175,6 +184,8 @@ struct Waiting {
 
 struct Writer {
     log: Log,
+    /// When this process began to write it.
+    begun: Instant,
     /// Number of the next file.
     next: u64,
     stopped: Option<StoreError>,
@@ -278,7 +289,7 @@ impl Store {
             options,
             upkeep: Mutex::default(),
             queue: Mutex::default(),
-            writer: Mutex::new(Writer { log, next, stopped: None }),
+            writer: Mutex::new(Writer { log, begun: photon_rt::time::now(), next, stopped: None }),
             state: RwLock::new(state),
             beside: Beside::default(),
         })
@@ -347,7 +358,9 @@ impl Store {
             }
             Err(e) => {
                 // After a failed sync nobody knows what the disk holds ("fsyncgate").
-                w.stopped.get_or_insert_with(|| e.clone());
+                if !matches!(e, StoreError::TooLarge(_)) {
+                    w.stopped.get_or_insert_with(|| e.clone());
+                }
                 done.extend(tickets.into_iter().map(|t| (t, Err(e.clone()))));
             }
         }

@@ -209,7 +209,7 @@ fn crashes(seed: u64, careless: bool) -> Result<(), String> {
                     continue;
                 }
                 2 => {
-                    let _ = if rng.percent(50) { store.compact() } else { store.clean() };
+                    let _ = if rng.percent(50) { store.compact(i64::MAX) } else { store.clean() };
                     continue;
                 }
                 3 => {
@@ -263,7 +263,7 @@ fn blocks_merge_and_what_is_deleted_stays_gone() {
             told.acknowledged.retain(|k, _| k.0 != s || k.1 < from);
             told.deleted.push((s, from, clock));
         }
-        store.compact().expect("compact");
+        store.compact(i64::MAX).expect("compact");
         most = most.max(store.size().2);
         if turn % 9 == 8 {
             drop(store);
@@ -408,10 +408,10 @@ fn a_full_disk_keeps_blocks_from_being_made_and_loses_nothing() {
     store.cut().expect("cut");
     assert_eq!(store.size().2, 5);
     sim.set_capacity(Some(used + 1000));
-    assert!(matches!(store.compact(), Err(StoreError::Disk { .. })));
+    assert!(matches!(store.compact(i64::MAX), Err(StoreError::Disk { .. })));
     told.check(&store).expect("all there");
     sim.set_capacity(None);
-    assert_eq!(store.compact(), Ok(1));
+    assert_eq!(store.compact(i64::MAX), Ok(1));
     told.check(&store).expect("all there");
     drop(store);
     told.check(&open(&disk)).expect("all there");
@@ -496,4 +496,24 @@ fn a_block_takes_well_under_a_byte_a_sample() {
     let a_sample = bytes as f64 / before.len() as f64;
     println!("{a_sample:.3} bytes a sample in {bytes} bytes");
     assert!(a_sample < 0.65, "{a_sample}");
+}
+
+/// What sits in a small log, or in a block that spans more than the retention, would never be forgotten.
+#[test]
+fn small_and_slow_stores_forget_too() {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(12));
+    let options = Options { log_age: Duration::ZERO, ..Options::default() };
+    let store = Store::open(disk, options).expect("open");
+    let day = 86_400_000;
+    assert!(!store.wants_cut(), "nothing is in it");
+    for d in 0..40 {
+        let arrival = Arrival { labels: series(1), samples: vec![(d * day, 1.0)] };
+        store.append(vec![arrival]).expect("append");
+        let keep = Keep { since_ms: Some((d - 10) * day), span_ms: Some(5 * day), bytes: None };
+        assert!(store.look_after(keep).expect("upkeep").cut, "day {d}");
+    }
+    let left = everything(&store).expect("read");
+    let oldest = left.keys().map(|k| k.1).min().expect("some");
+    assert!((24 * day..=29 * day).contains(&oldest), "the oldest is of day {}", oldest / day);
+    assert!(store.size().2 < 12, "{} blocks", store.size().2);
 }

@@ -40,6 +40,8 @@ pub struct Keep {
     pub since_ms: Option<i64>,
     /// Beyond this the oldest blocks are forgotten, bytes.
     pub bytes: Option<u64>,
+    /// Blocks are not merged into ones that span more than this, milliseconds: a block is forgotten as a whole.
+    pub span_ms: Option<i64>,
 }
 
 /// What a turn of upkeep did.
@@ -197,9 +199,11 @@ impl Store {
         w.next - 1
     }
 
-    /// True when the log is long enough for a cut.
+    /// True when the log is long enough for a cut, or old enough: what is in no block is never forgotten.
     pub fn wants_cut(&self) -> bool {
-        lock(&self.writer).log.bytes() >= self.options.log_bytes
+        let w = lock(&self.writer);
+        w.log.bytes() >= self.options.log_bytes
+            || (photon_rt::time::now() >= w.begun + self.options.log_age && self.read().head.len() > 0)
     }
 
     /// Makes a block of the head and starts a new log. Appends and queries go on meanwhile.
@@ -222,6 +226,7 @@ impl Store {
                     w.stopped.get_or_insert_with(|| e.clone());
                 })?;
                 let old = std::mem::replace(&mut w.log, log);
+                w.begun = photon_rt::time::now();
                 let mut state = self.write();
                 let head = std::mem::take(&mut state.head);
                 state.frozen.push((old.number(), Arc::new(head)));
@@ -317,11 +322,11 @@ impl Store {
 
     /// Merges blocks where that pays: several of a level into one of the next, and such as overlap; at most a few a
     /// call. How many merges.
-    pub fn compact(&self) -> Result<usize, StoreError> {
+    pub fn compact(&self, span_ms: i64) -> Result<usize, StoreError> {
         let _one = lock(&self.upkeep);
         let mut n = 0;
         while n < MERGES {
-            let next = plan(&self.read(), self.options.block_bytes);
+            let next = plan(&self.read(), self.options.block_bytes, span_ms);
             let Some(range) = next else { break };
             self.merge(range)?;
             n += 1;
@@ -391,17 +396,18 @@ impl Store {
     /// merges.
     pub fn look_after(&self, keep: Keep) -> Result<Done, StoreError> {
         let mut done = Done::default();
-        if self.wants_cut() {
-            self.cut()?;
-            done.cut = true;
-        }
+        // What makes room comes first: on a full disk nothing else works.
         if let Some(since) = keep.since_ms {
             done.expired += self.expire(since)?;
         }
         if let Some(bytes) = keep.bytes {
             done.expired += self.shrink(bytes)?;
         }
-        done.merged = self.compact()?;
+        if self.wants_cut() {
+            self.cut()?;
+            done.cut = true;
+        }
+        done.merged = self.compact(keep.span_ms.unwrap_or(i64::MAX))?;
         Ok(done)
     }
 
@@ -422,7 +428,7 @@ impl Store {
 }
 
 /// The next merge that pays.
-fn plan(state: &State, bytes_max: u64) -> Option<Range<usize>> {
+fn plan(state: &State, bytes_max: u64, span_ms: i64) -> Option<Range<usize>> {
     let blocks = &state.blocks;
     let fits = |r: &Range<usize>| blocks[r.clone()].iter().map(|b| b.block.bytes).sum::<u64>() <= bytes_max;
     let overlap = |a: &Block, b: &Block| {
@@ -438,5 +444,10 @@ fn plan(state: &State, bytes_max: u64) -> Option<Range<usize>> {
     let runs = (FANOUT..=blocks.len()).map(|i| i - FANOUT..i);
     let level = |b: &Placed| b.block.origin.level;
     let mut runs = runs.filter(|r| blocks[r.clone()].iter().all(|b| level(b) == level(&blocks[r.start])));
-    runs.find(fits)
+    let span = |r: &Range<usize>| {
+        let of = |b: &Placed| (b.block.min_t, b.block.max_t);
+        let (from, to) = blocks[r.clone()].iter().map(of).reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))?;
+        Some(to.saturating_sub(from))
+    };
+    runs.find(|r| fits(r) && span(r).is_some_and(|s| s <= span_ms))
 }

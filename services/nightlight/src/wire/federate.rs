@@ -39,7 +39,8 @@ pub(super) async fn federate(State(this): State<NightLight>, request: Request) -
         for matchers in &selectors {
             this.store.select(matchers, now - LOOKBACK_MS, now, &mut |labels, samples| {
                 let (Some(t), Some(v)) = (samples.t.last(), samples.v.last()) else { return Ok(()) };
-                if is_stale(*v) {
+                // A native histogram's number is its sum, which is not the series.
+                if is_stale(*v) || samples.histogram(samples.t.len() - 1).is_some() {
                     return Ok(());
                 }
                 if found.len() >= SAMPLES_MAX {

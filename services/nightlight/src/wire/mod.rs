@@ -160,8 +160,13 @@ impl NightLight {
     /// Cuts when the log is long, forgets what is too old or too much, merges blocks.
     async fn look_after(&self) {
         let (store, retention) = (self.store.clone(), self.config.retention.as_millis() as i64);
-        let (before, bytes) = (wall().0 as i64 - retention, self.config.retention_bytes);
-        let done = blocking(move || store.look_after(Keep { since_ms: Some(before), bytes }));
+        // Blocks that are forgotten a tenth too late at the most.
+        let keep = Keep {
+            since_ms: Some(wall().0 as i64 - retention),
+            bytes: self.config.retention_bytes,
+            span_ms: Some(retention / 10),
+        };
+        let done = blocking(move || store.look_after(keep));
         if let Err(e) = done.await {
             tracing::error!(error = %e, "upkeep of the store failed");
         }

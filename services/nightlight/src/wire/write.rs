@@ -189,7 +189,28 @@ struct Unpacked {
     batch: Vec<Entry>,
     exemplars: Vec<(Labels, Exemplar)>,
     metadata: Vec<(Str, Metadata)>,
-    odd: Vec<String>,
+    odd: Odd,
+}
+
+/// What was refused of a message: how much, and why the first was.
+#[derive(Default)]
+struct Odd {
+    n: usize,
+    first: Option<String>,
+}
+
+/// Most bytes of a reason: it may name a series that is as large as a message.
+const REASON_MAX: usize = 1000;
+
+impl Odd {
+    fn push(&mut self, why: impl FnOnce() -> String) {
+        self.n += 1;
+        self.first.get_or_insert_with(|| {
+            let mut why = why();
+            why.truncate(why.floor_char_boundary(REASON_MAX));
+            why
+        });
+    }
 }
 
 /// 204: all is stored. 400: the sender must not send this again. 500: it should, later.
@@ -303,7 +324,7 @@ fn unpack1(message: WriteRequest) -> Unpacked {
         let labels = match identity(pairs) {
             Ok(l) => l,
             Err(e) => {
-                out.odd.push(e);
+                out.odd.push(|| e);
                 continue;
             }
         };
@@ -338,10 +359,16 @@ fn unpack2(message: Request2) -> Result<Unpacked, String> {
         let labels = match pairs(&series.labels_refs).and_then(identity) {
             Ok(l) => l,
             Err(e) => {
-                out.odd.push(e);
+                out.odd.push(|| e);
                 continue;
             }
         };
+        if series.samples.is_empty() && series.histograms.is_empty() {
+            let why =
+                || format!("TimeSeries must contain at least one sample or histogram for series {labels}");
+            out.odd.push(why);
+            continue;
+        }
         if let Some(m) = series.metadata {
             let m = Metadata { kind: kind(m.kind), help: symbol(m.help_ref)?, unit: symbol(m.unit_ref)? };
             out.metadata.push((labels.name().into(), m));
@@ -349,12 +376,6 @@ fn unpack2(message: Request2) -> Result<Unpacked, String> {
         for e in series.exemplars {
             let found = Labels::new(pairs(&e.labels_refs)?);
             out.exemplars.push((labels.clone(), Exemplar { labels: found, value: e.value, t: e.timestamp }));
-        }
-        if series.samples.is_empty() && series.histograms.is_empty() {
-            out.odd.push(format!(
-                "TimeSeries must contain at least one sample or histogram for series {labels}"
-            ));
-            continue;
         }
         out.entry(labels, series.samples, series.histograms);
     }
@@ -372,7 +393,7 @@ impl Unpacked {
             let t = h.timestamp;
             match native(h) {
                 Ok(h) => entry.histograms.push((t, Arc::new(h))),
-                Err(e) => self.odd.push(format!("{e} for series {}", entry.labels)),
+                Err(e) => self.odd.push(|| format!("{e} for series {}", entry.labels)),
             }
         }
         self.batch.push(entry);
@@ -435,7 +456,7 @@ fn take(store: &Store, all: Unpacked) -> (Refused, Stored) {
     (answer(outcome, &all.odd), stored)
 }
 
-fn answer(stored: Result<Outcome, StoreError>, odd: &[String]) -> Refused {
+fn answer(stored: Result<Outcome, StoreError>, odd: &Odd) -> Refused {
     match stored {
         Err(e @ StoreError::TooLarge(_)) => refuse(StatusCode::BAD_REQUEST, e.to_string()),
         Err(e) => refuse(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()),
@@ -454,10 +475,10 @@ fn answer(stored: Result<Outcome, StoreError>, odd: &[String]) -> Refused {
                 o.conflicting, o.stored
             ),
         ),
-        Ok(o) => match odd.first() {
+        Ok(o) => match &odd.first {
             Some(first) => refuse(
                 StatusCode::BAD_REQUEST,
-                format!("{first} ({} refused, {} samples stored)", odd.len(), o.stored),
+                format!("{first} ({} refused, {} samples stored)", odd.n, o.stored),
             ),
             None => (StatusCode::NO_CONTENT, String::new()),
         },

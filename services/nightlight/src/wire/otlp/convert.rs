@@ -8,7 +8,7 @@ use crate::{
     engine::STALE_BITS,
     labels::{Labels, NAME},
     promql::number,
-    store::Arrival,
+    store::{Arrival, LABEL_BYTES_MAX, LABELS_MAX},
 };
 use std::collections::{BTreeMap, HashMap};
 
@@ -53,24 +53,27 @@ fn attributes<'a>(all: impl Iterator<Item = &'a KeyValue>) -> BTreeMap<String, S
 }
 
 impl Builder {
-    fn put(
-        &mut self,
-        name: &str,
-        of: &[KeyValue],
-        more: Option<(&str, String)>,
-        at_ms: i64,
-        v: f64,
-        flags: u32,
-    ) {
+    /// The labels that all series of a point share.
+    fn of_point(&self, of: &[KeyValue]) -> Result<Labels, (usize, String)> {
         let mut labels = attributes(of.iter());
-        for (n, v) in &self.own {
-            labels.insert(n.clone(), v.clone());
+        labels.extend(self.own.iter().cloned());
+        let (n, bytes) = (labels.len(), labels.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>());
+        if n > LABELS_MAX || bytes > LABEL_BYTES_MAX {
+            return Err((
+                1,
+                format!(
+                    "a point has {n} attributes of {bytes} bytes: at most {LABELS_MAX} of {LABEL_BYTES_MAX} are taken"
+                ),
+            ));
         }
+        Ok(Labels::new(labels.iter().map(|(n, v)| (n.as_str().into(), v.as_str().into()))))
+    }
+
+    fn put(&mut self, name: &str, of: &Labels, more: Option<(&str, String)>, at_ms: i64, v: f64, flags: u32) {
+        let mut labels = of.with(NAME, name);
         if let Some((n, v)) = more {
-            labels.insert(n.into(), v);
+            labels = labels.with(n, &v);
         }
-        labels.insert(NAME.into(), name.into());
-        let labels = Labels::new(labels.iter().map(|(n, v)| (n.as_str().into(), v.as_str().into())));
         let v = if flags & NOT_RECORDED != 0 { f64::from_bits(STALE_BITS) } else { v };
         self.newest_ms = self.newest_ms.max(at_ms);
         self.all.entry(labels).or_default().push((at_ms, v));
@@ -110,7 +113,10 @@ pub fn convert(message: &Export) -> Converted {
             resource.attributes.iter().filter(|a| !known.contains(&a.key.as_str())).cloned().collect();
         if !rest.is_empty() && !b.own.is_empty() && b.newest_ms > i64::MIN {
             let at_ms = b.newest_ms;
-            b.put("target_info", &rest, None, at_ms, 1.0, 0);
+            match b.of_point(&rest) {
+                Ok(labels) => b.put("target_info", &labels, None, at_ms, 1.0, 0),
+                Err((_, why)) => tracing::warn!(why, "a resource is not described"),
+            }
         }
         out.arrivals.extend(b.all.into_iter().map(|(labels, mut samples)| {
             samples.sort_by_key(|s| s.0);
@@ -128,11 +134,18 @@ fn one(b: &mut Builder, m: &Metric) -> Result<(), (usize, String)> {
         );
         Err((n, why))
     };
+    let mut refused: Option<(usize, String)> = None;
+    // Each point with what its series share.
+    let mut points =
+        |b: &mut Builder, of: &[KeyValue], put: &mut dyn FnMut(&mut Builder, &Labels)| match b.of_point(of) {
+            Ok(labels) => put(b, &labels),
+            Err((n, why)) => refused.get_or_insert((0, why)).0 += n,
+        };
     if let Some(g) = &m.gauge {
         let name = metric(&m.name, &m.unit, Sort::Gauge);
         for p in &g.data_points {
             let v = p.as_double.or(p.as_int.map(|n| n as f64)).unwrap_or(0.0);
-            b.put(&name, &p.attributes, None, ms(p.time_unix_nano), v, p.flags);
+            points(b, &p.attributes, &mut |b, l| b.put(&name, l, None, ms(p.time_unix_nano), v, p.flags));
         }
     } else if let Some(s) = &m.sum {
         if s.aggregation_temporality != CUMULATIVE {
@@ -141,7 +154,7 @@ fn one(b: &mut Builder, m: &Metric) -> Result<(), (usize, String)> {
         let name = metric(&m.name, &m.unit, if s.is_monotonic { Sort::Counter } else { Sort::Other });
         for p in &s.data_points {
             let v = p.as_double.or(p.as_int.map(|n| n as f64)).unwrap_or(0.0);
-            b.put(&name, &p.attributes, None, ms(p.time_unix_nano), v, p.flags);
+            points(b, &p.attributes, &mut |b, l| b.put(&name, l, None, ms(p.time_unix_nano), v, p.flags));
         }
     } else if let Some(h) = &m.histogram {
         if h.aggregation_temporality != CUMULATIVE {
@@ -151,34 +164,37 @@ fn one(b: &mut Builder, m: &Metric) -> Result<(), (usize, String)> {
         let [count, sum, bucket] = ["count", "sum", "bucket"].map(|s| format!("{name}_{s}"));
         for p in &h.data_points {
             let at = ms(p.time_unix_nano);
-            if let Some(v) = p.sum {
-                b.put(&sum, &p.attributes, None, at, v, p.flags);
-            }
-            b.put(&count, &p.attributes, None, at, p.count as f64, p.flags);
-            let mut below = 0u64;
-            for (bound, n) in p.explicit_bounds.iter().zip(&p.bucket_counts) {
-                below = below.saturating_add(*n);
-                b.put(&bucket, &p.attributes, Some(("le", number(*bound))), at, below as f64, p.flags);
-            }
-            b.put(&bucket, &p.attributes, Some(("le", "+Inf".into())), at, p.count as f64, p.flags);
+            points(b, &p.attributes, &mut |b, l| {
+                if let Some(v) = p.sum {
+                    b.put(&sum, l, None, at, v, p.flags);
+                }
+                b.put(&count, l, None, at, p.count as f64, p.flags);
+                let mut below = 0u64;
+                for (bound, n) in p.explicit_bounds.iter().zip(&p.bucket_counts) {
+                    below = below.saturating_add(*n);
+                    b.put(&bucket, l, Some(("le", number(*bound))), at, below as f64, p.flags);
+                }
+                b.put(&bucket, l, Some(("le", "+Inf".into())), at, p.count as f64, p.flags);
+            });
         }
     } else if let Some(s) = &m.summary {
         let name = metric(&m.name, &m.unit, Sort::Other);
         let [count, sum] = ["count", "sum"].map(|s| format!("{name}_{s}"));
         for p in &s.data_points {
             let at = ms(p.time_unix_nano);
-            b.put(&sum, &p.attributes, None, at, p.sum, p.flags);
-            b.put(&count, &p.attributes, None, at, p.count as f64, p.flags);
-            for q in &p.quantile_values {
-                let quantile = Some(("quantile", number(q.quantile)));
-                b.put(&name, &p.attributes, quantile, at, q.value, p.flags);
-            }
+            points(b, &p.attributes, &mut |b, l| {
+                b.put(&sum, l, None, at, p.sum, p.flags);
+                b.put(&count, l, None, at, p.count as f64, p.flags);
+                for q in &p.quantile_values {
+                    b.put(&name, l, Some(("quantile", number(q.quantile))), at, q.value, p.flags);
+                }
+            });
         }
     } else if let Some(e) = &m.exponential_histogram {
         let why = format!("exponential histograms are not supported by this version: {:?}", m.name);
         return Err((e.data_points.len(), why));
     }
-    Ok(())
+    refused.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
@@ -247,5 +263,24 @@ mod tests {
         let again = Export::decode(message.encode_to_vec().as_slice()).expect("protobuf");
         assert_eq!(message, again);
         assert!(serde_json::from_str::<Export>(r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"gauge":{"dataPoints":[{"asInt":"x"}]}}]}]}]}"#).is_err());
+    }
+
+    /// A million buckets of a point share what it says of itself; what is larger than any series may be is refused first.
+    #[test]
+    fn a_point_with_huge_attributes_is_refused_alone() {
+        let point = |len: usize| {
+            format!(
+                r#"{{"attributes":[{{"key":"a","value":{{"stringValue":"{}"}}}}],"asDouble":1}}"#,
+                "x".repeat(len)
+            )
+        };
+        let text = format!(
+            r#"{{"resourceMetrics":[{{"scopeMetrics":[{{"metrics":[{{"name":"g","gauge":{{"dataPoints":[{},{}]}}}}]}}]}}]}}"#,
+            point(LABEL_BYTES_MAX),
+            point(10)
+        );
+        let done = convert(&serde_json::from_str(&text).expect("json"));
+        assert_eq!((done.refused, done.arrivals.len()), (1, 1));
+        assert!(done.why.contains("attributes"), "{}", done.why);
     }
 }
