@@ -54,6 +54,7 @@ pub mod key;
 mod machine;
 pub mod model;
 pub mod node;
+mod oracle;
 mod refusal;
 pub mod remote;
 #[cfg(test)]

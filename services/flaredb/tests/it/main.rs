@@ -1,5 +1,6 @@
 //! FlareDB on the real log and engine.
 
+mod cluster;
 mod codegen;
 mod crash;
 mod node;
