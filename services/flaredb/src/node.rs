@@ -263,6 +263,21 @@ impl Node {
         self.0.shared.routes.all()
     }
 
+    /// This node's number.
+    pub fn number(&self) -> u64 {
+        self.0.me.0
+    }
+
+    /// The numbers of all nodes of the store, in rising order.
+    pub fn members(&self) -> Vec<u64> {
+        if self.0.members.is_empty() { vec![self.0.me.0] } else { self.0.members.clone() }
+    }
+
+    /// The node that leads a region, as far as this one knows.
+    pub fn leader(&self, region: u64) -> Option<u64> {
+        self.replica(region).ok()?.group.status().leader.map(|n| n.0)
+    }
+
     /// Why the node no longer works, if so.
     pub fn stopped(&self) -> Option<String> {
         self.0.store.stopped()

@@ -372,9 +372,10 @@ impl<O: Outside> Clock<O> {
             Ok(revision) => {
                 if swap.record.epoch != keeper.epoch {
                     tracing::info!(epoch = swap.record.epoch, "this node gives timestamps");
+                    // What others gave lies before that. (In a renewal what lies there is still to be given.)
+                    self.newest.fetch_max(swap.behind.saturating_sub(1), Ordering::Relaxed);
                 }
                 keeper.swapped(began, self.outside.now(), swap, revision);
-                self.newest.fetch_max(swap.behind.saturating_sub(1), Ordering::Relaxed);
             }
             Err(e) => {
                 tracing::debug!(error = %e, "the record of the oracle was not changed, perhaps");

@@ -21,6 +21,8 @@ struct Shared {
     cut: Vec<u64>,
     /// When asked, when answered, the first, how many.
     given: Vec<(u64, u64, Ts, u32)>,
+    /// When a timestamp was said to have been given, and which.
+    admitted: Vec<(u64, Ts)>,
     epochs: u64,
 }
 
@@ -130,6 +132,14 @@ fn begin(exec: &Exec, shared: &Arc<Mutex<Shared>>, node: u64) {
                 if let Ok(first) = clock.timestamps(n).await {
                     lock(&shared).given.push((asked, exec2.now_ms(), first, n));
                 }
+                // What was just given is admitted; what lies ahead is given only later, if ever.
+                let newest = lock(&shared).given.iter().map(|g| g.2 + 2 * (u64::from(g.3) - 1)).max();
+                if let Some(newest) = newest.filter(|_| exec2.percent(10)) {
+                    let ahead = newest + 2 * exec2.draw(1_000);
+                    if let Ok(Ok(())) = clock.admit(ahead).await {
+                        lock(&shared).admitted.push((exec2.now_ms(), ahead));
+                    }
+                }
             }
         });
     }
@@ -177,6 +187,12 @@ fn run(seed: u64, bug: Option<Bug>) -> Result<(usize, u64), String> {
         }
         if *first <= newest {
             return Err(format!("seed {seed}: asked at {asked}, {first} is not behind {newest}"));
+        }
+    }
+    // Whoever is asked later than a timestamp was admitted gives greater ones.
+    for (when, ts) in std::mem::take(&mut lock(&shared).admitted) {
+        if let Some(g) = given.iter().find(|g| g.0 > when && g.2 <= ts) {
+            return Err(format!("seed {seed}: {ts} was admitted at {when}, and {g:?} was given later"));
         }
     }
     given.sort_unstable_by_key(|g| g.2);

@@ -3,5 +3,6 @@
 mod cluster;
 mod codegen;
 mod crash;
+mod network;
 mod node;
 mod wire;
