@@ -25,7 +25,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 /// How a store runs.
 #[derive(Clone, Debug)]
@@ -127,7 +127,13 @@ pub(crate) struct Inner {
     pub(crate) backlogged: AtomicBool,
     stopped: Mutex<Option<String>>,
     ended: tokio::sync::watch::Sender<bool>,
+    /// Groups that do not run here and of which a peer spoke.
+    strangers: mpsc::Sender<(NodeId, GroupId)>,
+    told_of: Mutex<Option<mpsc::Receiver<(NodeId, GroupId)>>>,
 }
+
+/// Most groups that do not run here and are still to be told of.
+const STRANGERS: usize = 64;
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
@@ -181,6 +187,7 @@ impl Store {
         let log = Log::open(disk.clone(), config.log)?;
         let core_config = CoreConfig { node: config.node, lease: config.lease(), ..config.core };
         let core = Core::new(core_config, log);
+        let (strangers, told_of) = mpsc::channel(STRANGERS);
         let inner = Arc::new(Inner {
             inbox: Inbox::new(config.inbox_messages),
             jobs: Inbox::new(usize::MAX),
@@ -194,6 +201,8 @@ impl Store {
             backlogged: AtomicBool::new(false),
             stopped: Mutex::new(None),
             ended: tokio::sync::watch::Sender::new(false),
+            strangers,
+            told_of: Mutex::new(Some(told_of)),
         });
         let (log_side, apply_side, snapshot_side) = (inner.clone(), inner.clone(), inner.clone());
         let tick = config.tick;
@@ -282,8 +291,17 @@ impl Store {
         if message.snapshot.is_some() {
             return Err(codec::CodecError::Invalid("a snapshot without its pieces"));
         }
+        if self.inner.member(group).is_none() {
+            let _ = self.inner.strangers.try_send((from, group)); // they speak again
+        }
         let _ = self.inner.inbox.offer(Ask::Input(Input::Message { group, message }));
         Ok(())
+    }
+
+    /// Who spoke of which group that does not run here, again and again until it does: perhaps it should. The
+    /// first caller has them.
+    pub fn strangers(&self) -> Option<mpsc::Receiver<(NodeId, GroupId)>> {
+        lock(&self.inner.told_of).take()
     }
 
     /// Takes the announcement of a snapshot by `from`. Blocks, as the two below do: files are written.

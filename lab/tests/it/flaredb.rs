@@ -245,3 +245,177 @@ fn flaredb_of_a_cloud_keeps_projects_apart_and_its_data() {
     cloud.up();
     assert_eq!(cloud.ok(&["flaredb", "get", "greeting"]), "all\n");
 }
+
+/// Three nodes beside a ChainFire, all processes of their own.
+struct Three {
+    dir: tempfile::TempDir,
+    clients: Vec<SocketAddr>,
+    cluster: String,
+    coordinator: SocketAddr,
+    children: Vec<Option<Child>>,
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").expect("loopback").local_addr().expect("address")
+}
+
+impl Three {
+    fn start() -> Three {
+        let dir = tempfile::tempdir().expect("folder");
+        let clients: Vec<SocketAddr> = (0..3).map(|_| free()).collect();
+        let named = clients.iter().enumerate().map(|(i, c)| format!("{}={}/{c}", i + 1, free()));
+        let cluster = named.collect::<Vec<_>>().join(",");
+        let mut all = Three { dir, clients, cluster, coordinator: free(), children: Vec::new() };
+        let mut kv = Command::new(photon_exe());
+        kv.arg("--data-dir").arg(all.dir.path().join("kv")).args(["chainfire", "serve", "--tls", "off"]);
+        kv.args(["--listen-client-urls", &format!("http://{}", all.coordinator)]);
+        all.children.push(Some(all.spawn(kv, "kv")));
+        let coordinator = all.coordinator;
+        wait("ChainFire to listen", Duration::from_secs(60), || {
+            std::net::TcpStream::connect(coordinator).is_ok()
+        });
+        for n in 1..=3 {
+            let child = all.spawn(all.node(n), &n.to_string());
+            all.children.push(Some(child));
+        }
+        wait("the store to answer", Duration::from_secs(60), || {
+            run(&all.urls(), &["put", "first", "1"]).code == 0
+        });
+        all
+    }
+
+    fn node(&self, n: usize) -> Command {
+        let mut c = Command::new(photon_exe());
+        c.arg("--data-dir").arg(self.dir.path().join(n.to_string()));
+        c.args(["flaredb", "serve", "--tls", "off", "--number", &n.to_string(), "--cluster", &self.cluster]);
+        c.args(["--coordinator", &format!("http://{}", self.coordinator), "--election-timeout", "500"]);
+        c
+    }
+
+    fn spawn(&self, mut c: Command, log: &str) -> Child {
+        let log = std::fs::File::create(self.dir.path().join(format!("{log}.log"))).expect("log");
+        c.stdout(Stdio::null()).stderr(log).spawn().expect("starts")
+    }
+
+    fn urls(&self) -> String {
+        self.clients.iter().map(|c| format!("http://{c}")).collect::<Vec<_>>().join(",")
+    }
+
+    fn kill(&mut self, n: usize) {
+        let mut child = self.children[n].take().expect("it runs");
+        child.kill().expect("it runs");
+        child.wait().expect("it ended");
+    }
+
+    fn ok(&self, args: &[&str]) -> String {
+        let r = run(&self.urls(), args);
+        assert_eq!(r.code, 0, "{}: {}{}", args.join(" "), r.out, r.err);
+        r.out
+    }
+
+    fn regions(&self) -> Vec<serde_json::Value> {
+        let all: serde_json::Value =
+            serde_json::from_str(&self.ok(&["regions", "-o", "json"])).expect("JSON");
+        all["items"].as_array().expect("items").clone()
+    }
+}
+
+impl Drop for Three {
+    fn drop(&mut self) {
+        for c in self.children.iter_mut().flatten() {
+            let _ = c.kill();
+            let _ = c.wait();
+        }
+    }
+}
+
+/// Writers count up while the process that leads is killed, and another time, and started again. What was answered
+/// is there, whoever is asked.
+#[test]
+fn three_nodes_lose_nothing_when_the_leader_is_killed() {
+    const WRITERS: usize = 3;
+    let mut db = Three::start();
+    db.ok(&["split", "counter-2"]);
+    let regions = db.regions();
+    assert_eq!(regions.len(), 2, "{regions:?}");
+    assert!(regions.iter().all(|r| r["replicas"] == serde_json::json!([1, 2, 3])), "{regions:?}");
+    let urls = db.urls();
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::new(Mutex::new([0u64; WRITERS]));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|w| {
+            let (urls, over, told) = (urls.clone(), over.clone(), told.clone());
+            std::thread::spawn(move || {
+                let key = format!("counter-{w}");
+                let mut next = 1u64;
+                while !over.load(Ordering::Relaxed) {
+                    if run(&urls, &["put", &key, &next.to_string()]).code == 0 {
+                        told.lock().expect("told")[w] = next;
+                        next += 1;
+                    }
+                }
+            })
+        })
+        .collect();
+    let sum = || told.lock().expect("told").iter().sum::<u64>();
+    for round in 0..3 {
+        let before = sum();
+        wait("writes to go on", Duration::from_secs(120), || sum() > before + 10);
+        let mut leader = 0;
+        wait("a leader", Duration::from_secs(60), || {
+            leader = db.regions()[0]["leader"].as_u64().unwrap_or(0);
+            leader > 0
+        });
+        let leader = usize::try_from(leader).expect("small");
+        let (killed, all) = (std::time::Instant::now(), *told.lock().expect("told"));
+        db.kill(leader);
+        wait("every writer to go on", Duration::from_secs(120), || {
+            told.lock().expect("told").iter().zip(&all).all(|(now, then)| *now > then + 1)
+        });
+        println!("round {round}: node {leader} killed, all writers went on after {:?}", killed.elapsed());
+        db.ok(&["txn", &{
+            let file = db.dir.path().join(format!("txn{round}"));
+            std::fs::write(&file, format!("put t{round} 1\nput counted-{round} 2\n")).expect("write");
+            file.to_str().expect("UTF-8").to_string()
+        }]);
+        let child = db.spawn(db.node(leader), &format!("{leader}-{round}"));
+        db.children[leader] = Some(child);
+        let url = format!("http://{}", db.clients[leader - 1]);
+        wait("it to be back", Duration::from_secs(60), || run(&url, &["get", "first"]).code == 0);
+    }
+    over.store(true, Ordering::Relaxed);
+    writers.into_iter().for_each(|w| w.join().expect("a writer"));
+    for client in &db.clients {
+        for w in 0..WRITERS {
+            let r = run(&format!("http://{client}"), &["get", &format!("counter-{w}")]);
+            let is: u64 = r.out.trim().parse().unwrap_or_else(|_| panic!("{}{}", r.out, r.err));
+            let told = told.lock().expect("told")[w];
+            assert!(is == told || is == told + 1, "counter-{w} is {is} at {client}, and {told} was answered");
+        }
+    }
+    assert_eq!(db.ok(&["scan", "--txn", "t", "-o", "name"]), "t0\nt1\nt2\n");
+    assert_eq!(db.ok(&["stores", "-o", "name"]), "1\n2\n3\n");
+    let merged = db.regions()[1]["id"].to_string();
+    db.ok(&["merge", &merged]);
+    assert_eq!(db.regions().len(), 1);
+    // What would not be safe is refused: a node without its data, another address than loopback.
+    let refused = |c: &mut Command| -> Ran { c.output().expect("runs").into() };
+    db.kill(1);
+    std::fs::rename(db.dir.path().join("1"), db.dir.path().join("away")).expect("move");
+    let r = refused(&mut db.node(1));
+    assert!(r.code == 2 && r.err.contains("forgotten what it voted"), "{}{}", r.out, r.err);
+    let cluster = "1=10.0.0.1:1/127.0.0.1:2";
+    let r = refused(Command::new(photon_exe()).args([
+        "flaredb",
+        "serve",
+        "--tls",
+        "off",
+        "--number",
+        "1",
+        "--cluster",
+        cluster,
+        "--coordinator",
+        "http://127.0.0.1:1",
+    ]));
+    assert!(r.code == 5 && r.err.contains("loopback"), "{}", r.err);
+}

@@ -1,13 +1,14 @@
 //! `photon flaredb …`: keys, transactions, regions; and the service run alone. Files of operations are read in
-//! [`steps`].
+//! [`steps`]; the service is run in [`serve`].
 
+mod serve;
 mod steps;
 
 use super::{Format, Global, KeepToken, output};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use flaredb::{
-    Node, Refusal,
+    Refusal,
     client::{Abort, Isolation, Options, Txn, World, raw},
     key::{self, Mode, Span},
     model::{
@@ -16,18 +17,15 @@ use flaredb::{
         read::{Project, Query, Row},
     },
     remote::{Config, Remote},
-    wire::{Door, FlareDb, Keyspace},
+    wire::Keyspace,
 };
 use photon_auth::{CertPair, client_config};
 use photon_base::{Code, Error, Name, Result};
 use photon_client::Profile;
 use photon_kv::Direction;
-use photon_rt::task::Tasks;
-use photon_serve::listen::Listener;
 use serde_json::{Value, json};
-use std::{io::Read, net::SocketAddr, path::PathBuf};
+use std::{io::Read, path::PathBuf};
 use steps::{Step, steps};
-use tokio::signal::unix::{SignalKind, signal};
 
 /// Most bytes of a file of operations.
 const FILE_MAX: u64 = 64 << 20;
@@ -144,18 +142,23 @@ pub enum FlaredbCommand {
         /// Its number, see photon flaredb regions.
         region: u64,
     },
-    /// Run one node of FlareDB alone, in plain text on loopback: everybody there may do everything.
+    /// Run FlareDB outside of a cloud, in plain text on loopback: everybody there may do everything.
     ///
-    /// Example: photon flaredb serve --tls off --data-dir /tmp/db --listen 127.0.0.1:2479
+    /// One node: photon flaredb serve --tls off --data-dir /tmp/db --listen 127.0.0.1:2479
     /// Then: photon flaredb put a 1 --endpoint http://127.0.0.1:2479
+    ///
+    /// One of three, each with its own number and folder, beside an etcd or ChainFire at 127.0.0.1:2379:
+    /// photon flaredb serve --tls off --data-dir /tmp/db1 --number 1 --coordinator http://127.0.0.1:2379
+    /// --cluster 1=127.0.0.1:2480/127.0.0.1:2479,2=127.0.0.1:3480/127.0.0.1:3479,3=127.0.0.1:4480/127.0.0.1:4479
+    /// Then: photon flaredb put a 1 --endpoint http://127.0.0.1:2479,http://127.0.0.1:3479,http://127.0.0.1:4479
     #[command(verbatim_doc_comment)]
-    Serve(ServeArgs),
+    Serve(serve::ServeArgs),
 }
 
 /// Which store, and whose keys.
 #[derive(clap::Args)]
 pub struct Place {
-    /// Another store than this cloud's, as in http://127.0.0.1:2479.
+    /// Another store than this cloud's, as in http://127.0.0.1:2479; commas between several nodes of one.
     #[arg(long, env = "PHOTON_FLAREDB", value_name = "URL")]
     endpoint: Option<String>,
     /// Keys of this project; without it those of the cloud as a whole.
@@ -186,20 +189,6 @@ pub struct Expect {
     /// There is none.
     #[arg(long)]
     absent: bool,
-}
-
-/// How it is run.
-#[derive(clap::Args)]
-pub struct ServeArgs {
-    /// `off`: plain text, on loopback only.
-    #[arg(long, value_parser = ["off"], required = true)]
-    tls: String,
-    /// Where clients connect.
-    #[arg(long, default_value = "127.0.0.1:2479", value_name = "ADDRESS:PORT")]
-    listen: SocketAddr,
-    /// debug, info, warn or error.
-    #[arg(long, default_value = "info", value_name = "LEVEL")]
-    log_level: String,
 }
 
 /// A store with whose keys are meant.
@@ -312,7 +301,7 @@ fn value_of(text: String) -> Result<Bytes> {
 /// Runs `photon flaredb …`.
 pub async fn flaredb(global: &Global, command: FlaredbCommand) -> Result<()> {
     match command {
-        FlaredbCommand::Serve(args) => serve(global, args).await,
+        FlaredbCommand::Serve(args) => serve::serve(global, args).await,
         FlaredbCommand::Put { at, key, value } => put(global, &at, &key, value_of(value)?).await,
         FlaredbCommand::Get { at, key } => get(global, &at, &key).await,
         FlaredbCommand::Cas { at, key, expect, value } => cas(global, &at, &key, expect, value).await,
@@ -585,13 +574,15 @@ async fn regions(global: &Global, place: &Place) -> Result<()> {
     let s = Store::open(global, place).await?;
     let all = s.db.regions().await.map_err(failed)?;
     let one = |r: flaredb::wire::proto::Region| {
-        let mut v = range(&r.region.unwrap_or_default());
+        let mut v = range(r.region.as_ref().unwrap_or(&Default::default()));
+        v["replicas"] = r.region.map(|d| d.members).unwrap_or_default().into();
         v["leader"] = r.leader.into();
         v["term"] = r.term.into();
         v["applied"] = r.applied.into();
         v
     };
-    let columns = [&RANGE[..], &[("LEADER", "/leader"), ("APPLIED", "/applied")]].concat();
+    let columns =
+        [&RANGE[..], &[("LEADER", "/leader"), ("REPLICAS", "/replicas"), ("APPLIED", "/applied")]].concat();
     show(global, &columns, all.into_iter().map(one).collect(), "id");
     Ok(())
 }
@@ -599,56 +590,17 @@ async fn regions(global: &Global, place: &Place) -> Result<()> {
 async fn stores(global: &Global, place: &Place) -> Result<()> {
     let s = Store::open(global, place).await?;
     let all = s.db.stores().await.map_err(failed)?;
-    let one = |s: flaredb::wire::proto::Store| json!({ "id": s.id, "node": s.node, "regions": s.regions, "leaders": s.leaders, "diskBytes": s.disk_bytes });
+    let one = |s: flaredb::wire::proto::Store| json!({ "id": s.id, "node": s.node, "regions": s.regions, "leaders": s.leaders, "diskBytes": s.disk_bytes, "url": s.url });
     let columns = [
         ("STORE", "/id"),
         ("NODE", "/node"),
         ("REGIONS", "/regions"),
         ("LEADERS", "/leaders"),
         ("DISK BYTES", "/diskBytes"),
+        ("URL", "/url"),
     ];
     show(global, &columns, all.into_iter().map(one).collect(), "id");
     Ok(())
-}
-
-/// Runs FlareDB until a signal, or until its disk fails.
-async fn serve(global: &Global, args: ServeArgs) -> Result<()> {
-    if !args.listen.ip().is_loopback() {
-        return Err(Error::new(Code::Denied, format!("{} is not loopback", args.listen))
-            .why("without TLS and identities everybody who reaches the port could read and write everything")
-            .hint("use 127.0.0.1; or photon up, which has both"));
-    }
-    photon_serve::logging::start(&args.log_level, false);
-    // The port first: one that is taken should change nothing.
-    let socket = photon_rt::net::listen(args.listen).await?;
-    let tasks = Tasks::new();
-    let node = Node::open(&global.data_dir()).await.map_err(failed)?;
-    let db = FlareDb::new(node.clone(), Door::Open, "this".into(), &tasks);
-    Listener {
-        name: "flaredb",
-        socket,
-        tls: None,
-        tokens: None,
-        router: db.router(db.pages()),
-        direct: Some(db.direct()),
-        lenient_authority: false,
-    }
-    .start(&tasks);
-    output::line(&format!("ready to serve requests on http://{}", args.listen));
-    let deaf = |e: std::io::Error| Error::internal("cannot listen for signals").why(e);
-    let mut term = signal(SignalKind::terminate()).map_err(deaf)?;
-    let mut int = signal(SignalKind::interrupt()).map_err(deaf)?;
-    let why = tokio::select! {
-        _ = term.recv() => None,
-        _ = int.recv() => None,
-        why = node.ended() => Some(why),
-    };
-    tasks.shutdown().await;
-    node.shutdown().await;
-    match why {
-        Some(why) => Err(Error::internal("FlareDB can't go on").why(why).hint("see its log, and the disk")),
-        None => Ok(()),
-    }
 }
 
 #[cfg(test)]

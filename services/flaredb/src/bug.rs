@@ -37,6 +37,14 @@ pub(crate) enum Bug {
     PhantomsUnchecked,
     /// Collecting history removes the version that is in force at the safe point.
     CollectsTooMuch,
+    /// An oracle gives timestamps after its lease.
+    DeposedGives,
+    /// An oracle's record is taken over before its lease surely is over.
+    TakenTooEarly,
+    /// A new oracle begins at its own clock, not behind the last window.
+    WindowForgotten,
+    /// A lease is counted from when its record was known to be written.
+    LeaseFromAnswer,
 }
 
 #[cfg(test)]

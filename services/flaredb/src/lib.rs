@@ -1,8 +1,9 @@
 //! FlareDB: the distributed store under everything large. A multi-Raft transactional key-value database.
 //!
-//! Rooms, from the inside out: [`key`] and [`time`] (encodings that keep order, and the oracle of timestamps),
+//! Rooms, from the inside out: [`key`] and [`time`] (encodings that keep order, and timestamps), `oracle` (which of
+//! several nodes gives them out),
 //! [`model`] (one region as a pure state machine), `machine` (that machine below a Raft log, on the engine
-//! that all regions of a node share), [`node`] (the regions of a node: routing, gates, splits, merges,
+//! that all regions of a node share), [`node`] (the regions of a node, alone or one of several: routing, gates, splits, merges,
 //! restarts), [`client`] (transactions as their coordinator runs them), [`wire`] (gRPC on port 2479: keyspaces, who
 //! may what, bounds, metrics), [`remote`] (the client's world over that). `sim` runs clients and regions from a
 //! seed and checks what they saw; `bug` holds the mistakes that prove it.
@@ -38,13 +39,14 @@
 //! What a region does is a function of its log. A command of another version of the range is refused when it is
 //! applied, not only when it is sent. Two owners of a key at different times have different versions, the
 //! later one the greater. A commit never becomes visible below a timestamp at which somebody has read. The
-//! primary decides, whoever asks. No number of a region is given twice.
+//! primary decides, whoever asks. No number of a region is given twice. A merge takes nobody in who has not durably
+//! stopped on every member. Of several nodes, one gives timestamps at a time.
 //!
 //! # What is to come, and where it goes
 //!
-//! Several nodes: `placement` (pure: region map and heartbeats to operators; its elected place is a lease
-//! with an epoch through the kernel's `Kv`), windows of timestamps through the same `Kv`, members of a region by
-//! `photon_raft::Change`. `feed` (changes of a range up to a resolved timestamp, which the gate
+//! `placement` (pure: region map and heartbeats to operators; its elected place is a lease
+//! with an epoch through the kernel's `Kv`), members of a region that change by
+//! `photon_raft::Change`; TLS between nodes, several nodes in a cloud. `feed` (changes of a range up to a resolved timestamp, which the gate
 //! and the oldest lock bound). `backup` (a scan at a timestamp, then the feed). The decisions that these
 //! rest on are in docs/decisions/0007-flaredb.md.
 
@@ -54,6 +56,7 @@ pub mod key;
 mod machine;
 pub mod model;
 pub mod node;
+mod oracle;
 mod refusal;
 pub mod remote;
 #[cfg(test)]

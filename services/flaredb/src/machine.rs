@@ -103,6 +103,15 @@ impl RegionMachine {
         Ok(RegionMachine { shared, state, shown, written: Arc::default() })
     }
 
+    /// A region of which nothing is here: another member's snapshot tells all. Until then it has version 0, which
+    /// no region has, and no range.
+    pub(crate) fn waiting(shared: Arc<Shared>, id: u64) -> RegionMachine {
+        let mut state = RegionState::first(id, &[]);
+        state.region.version = 0;
+        let shown = Arc::new(RwLock::new(state.region.clone()));
+        RegionMachine { shared, state, shown, written: Arc::default() }
+    }
+
     fn take(&mut self, state: RegionState) {
         if state.region != self.state.region {
             *self.shown.write().unwrap_or_else(PoisonError::into_inner) = state.region.clone();
@@ -221,19 +230,38 @@ impl Machine for RegionMachine {
             return Err(fatal("the snapshot is of another region"));
         }
         let span = state.region.span();
-        let own = self.state.region.span();
-        let others = self.shared.routes.all();
-        if let Some(o) = others.iter().find(|o| o.id != id && o.span().overlaps(&span)) {
-            return Err(MachineError(format!("region {} here overlaps the snapshot of region {id}", o.id)));
+        // Had it never had a range, it has nothing to leave behind, and no state to void.
+        let own = (self.state.region.version > 0).then(|| self.state.region.span());
+        // Neighbours that have stopped here in order to become part of it, and did so elsewhere. (No other can be in
+        // the way: it only takes in whom all members have seen stop.)
+        let (mut gone, mut kept) = (Vec::new(), Vec::new());
+        for o in self.shared.routes.all().into_iter().filter(|o| o.id != id) {
+            if !o.span().overlaps(&span) {
+                kept.push(o.span());
+                continue;
+            }
+            let stopped = region::state_of(&*engine.view(), o.id).map_err(fatal)?;
+            if stopped.merging != id || !span.covers(&o.span()) || o.version >= state.region.version {
+                return Err(MachineError(format!(
+                    "region {} here overlaps the snapshot of region {id}",
+                    o.id
+                )));
+            }
+            gone.push(stopped);
         }
         // Without its position what is stored counts as nothing: a crash from here on begins again.
-        let blank = RegionState { index: 0, term: 0, ..self.state.clone() };
         let mut batch = engine::Batch::default();
-        batch.put(META, meta_key(id), blank.encode_to_vec());
+        if own.is_some() {
+            let blank = RegionState { index: 0, term: 0, ..self.state.clone() };
+            batch.put(META, meta_key(id), blank.encode_to_vec());
+        }
+        for o in &gone {
+            let o = RegionState { gone: true, ..o.clone() };
+            batch.put(META, meta_key(o.region.id), o.encode_to_vec());
+        }
         engine.write(batch).and_then(|()| engine.persist()).map_err(fatal)?;
-        for part in [&span, &own] {
+        for part in own.iter().chain([&span]) {
             // What was its own and now is another's stays.
-            let kept: Vec<Span> = others.iter().filter(|o| o.id != id).map(Descriptor::span).collect();
             clear(&*engine, part, &kept).map_err(fatal)?;
         }
         let mut batch = engine::Batch::default();
@@ -256,6 +284,9 @@ impl Machine for RegionMachine {
         engine.write(last).and_then(|()| engine.persist()).map_err(fatal)?;
         self.shared.routes.set(&state.region);
         self.take(state);
+        for o in gone {
+            let _ = self.shared.effects.send(Effect::End(o.region.id)); // nobody listens when the node ends
+        }
         Ok(())
     }
 }
@@ -309,7 +340,8 @@ mod tests {
 
     fn region(id: u64, start: u32, end: u32) -> RegionState {
         let border = |n| key::border(&full(n)).expect("a key");
-        let region = Descriptor { id, start: border(start), end: border(end), version: 3, conf: 1 };
+        let region =
+            Descriptor { id, start: border(start), end: border(end), version: 3, conf: 1, members: vec![] };
         RegionState { region, ..RegionState::default() }
     }
 

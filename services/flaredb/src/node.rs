@@ -1,29 +1,28 @@
 //! The regions of a node: each a Raft group over one log and one engine, with the gate of its leader, split
 //! and merged while they are used; and [`Node`] as the world of transactions that run in this process.
 //!
-//! Timestamps come from windows that are durable in this node's engine. That is right as long as one node
-//! gives them out; with several they are leased through the kernel's `Kv` (docs/decisions/0007-flaredb.md).
+//! Rooms: [`cluster`] (what makes it one of several nodes: who the others are, what they ask each other, replicas
+//! that are found missing), `ranges` (splits and merges), `time` (timestamps). A node of several is a world of
+//! its own as well: what another one leads is asked there.
+//!
+//! Every wait ends when the region or its leadership goes, when the node stops, or after a bounded time.
 
 use crate::{
     Refusal,
     client::{Background, Request, Response, World, deadlock::Detector},
-    key,
     machine::{RegionMachine, Shared},
     model::{
-        Answer, Command, Descriptor, Effect, Gate, Op, RegionState, SPACES,
-        command::{CommitMerge, PrepareMerge, Split},
-        gate::Entry,
-        layout::{META, meta_key, range},
-        limits::MAX_COMMAND,
-        region,
+        Answer, Command, Descriptor, Effect, Gate, Op, RegionState, SPACES, gate::Entry, layout::META,
+        limits::MAX_COMMAND, region,
     },
     refusal::Outcome,
-    time::{self, Oracle, Ts},
+    time::Ts,
 };
 use bytes::Bytes;
+pub use cluster::{Cluster, Others};
 use photon_kv::{
     Direction,
-    engine::{Batch, Engine, FjallEngine, FjallOptions, KeyRange},
+    engine::{Engine, FjallEngine, FjallOptions, KeyRange},
 };
 use photon_raft::{Group, GroupId, GroupStatus, NoTransport, NodeId, ProposeError, Role, Store, StoreConfig};
 use photon_rt::{
@@ -32,28 +31,18 @@ use photon_rt::{
     time::Duration,
 };
 use prost::Message;
+pub use ranges::REGION_BYTES;
 use std::{
     collections::BTreeMap,
     future::Future,
     path::Path,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicU64},
 };
+use time::Source;
 use tokio::sync::{Notify, mpsc};
 
-/// Key of the end of the last window of timestamps.
-const WINDOW: &[u8] = b"oracle";
-
-/// How long a region that was just made or is being taken in may be waited for.
+/// How long what comes by itself may be waited for: a region that was just made or is being taken in.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Size from which on a region is split.
-pub const REGION_BYTES: u64 = 256 << 20;
-
-/// How often sizes are looked at.
-const TEND_EVERY: Duration = Duration::from_secs(10);
 
 struct Replica {
     group: Group<RegionMachine>,
@@ -69,16 +58,18 @@ struct Replica {
 
 struct Inner {
     me: NodeId,
+    /// All nodes, this one among them, in rising order. Empty: it is alone.
+    members: Vec<u64>,
+    others: Option<Arc<dyn Others>>,
     shared: Arc<Shared>,
-    store: Store,
+    store: Arc<Store>,
     replicas: Mutex<BTreeMap<u64, Arc<Replica>>>,
     /// A replica came or went.
     changed: Notify,
-    oracle: Mutex<Oracle>,
-    /// Held while a window is made durable.
-    extending: tokio::sync::Mutex<()>,
+    time: Source,
     detector: Mutex<Detector>,
-    /// Held by whoever changes ranges: one operator at a time. Holds the next region's number.
+    /// Held by whoever changes ranges: one operator at a time on a node. Holds the last region's number that was
+    /// given out here.
     ranges: tokio::sync::Mutex<u64>,
     tasks: Tasks,
 }
@@ -106,8 +97,19 @@ fn broken(e: impl std::fmt::Display) -> Refusal {
 }
 
 impl Node {
-    /// Opens or begins the store in a folder: the log in `log`, the engine in `state`.
+    /// Opens or begins the store in a folder: the log in `log`, the engine in `state`. It has this node alone.
     pub async fn open(dir: &Path) -> Outcome<Node> {
+        let (disk, engine) = Node::folder(dir).await?;
+        Node::start(disk, engine).await
+    }
+
+    /// The same as one of several nodes. It is there at once, and works as soon as most of them are.
+    pub async fn open_in(dir: &Path, cluster: Cluster) -> Outcome<Node> {
+        let (disk, engine) = Node::folder(dir).await?;
+        Node::start_in(disk, engine, cluster).await
+    }
+
+    async fn folder(dir: &Path) -> Outcome<(Arc<dyn Disk>, Arc<dyn Engine>)> {
         let (log, state) = (dir.join("log"), dir.join("state"));
         let open = move || -> Outcome<(Arc<dyn Disk>, Arc<dyn Engine>)> {
             for d in [&log, &state] {
@@ -117,38 +119,58 @@ impl Node {
             let engine = FjallEngine::open(&state, &SPACES, FjallOptions::default())?;
             Ok((Arc::new(disk), Arc::new(engine)))
         };
-        let (disk, engine) = photon_rt::task::blocking(open).await?;
-        Node::start(disk, engine).await
+        photon_rt::task::blocking(open).await
     }
 
-    /// The same on a given log disk and engine.
+    /// A node alone, on a given log disk and engine.
     pub async fn start(disk: Arc<dyn Disk>, engine: Arc<dyn Engine>) -> Outcome<Node> {
-        let me = NodeId(1);
-        let view = engine.view();
-        if known(&*view)?.is_empty() {
-            let mut first = Batch::default();
-            first.put(META, meta_key(1), RegionState::first(1).encode_to_vec());
-            engine.write(first)?;
-            engine.persist()?;
+        let node = Node::launch(disk, engine, None).await?;
+        let all = node.caught_up().await?;
+        for s in all.iter().filter(|s| !s.gone && s.merging != 0) {
+            node.give_up_merge(s.region.id).await?;
         }
-        let durable = match view.get(META, WINDOW)? {
-            Some(b) => b[..].try_into().map(u64::from_be_bytes).map_err(broken)?,
-            None => 0,
+        Ok(node)
+    }
+
+    /// One of several nodes, on a given log disk and engine.
+    pub async fn start_in(disk: Arc<dyn Disk>, engine: Arc<dyn Engine>, cluster: Cluster) -> Outcome<Node> {
+        Node::launch(disk, engine, Some(cluster)).await
+    }
+
+    async fn launch(disk: Arc<dyn Disk>, engine: Arc<dyn Engine>, cluster: Option<Cluster>) -> Outcome<Node> {
+        let (me, members) = match &cluster {
+            Some(c) => (c.me, c.numbers()?),
+            None => (NodeId(1), Vec::new()),
+        };
+        cluster::claim(&engine, &cluster, me, &members).await?;
+        let given = ranges::last_number(&*engine)?;
+        let time = match &cluster {
+            Some(c) => Source::shared(c),
+            None => Source::own(&*engine)?,
         };
         let (effects, events) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared { engine, routes: Default::default(), effects });
-        let config = StoreConfig::new(me);
-        let opened = photon_rt::task::blocking(move || Store::open(config, disk, NoTransport)).await;
+        let mut config = StoreConfig::new(me);
+        if let Some(c) = &cluster {
+            config.tick = c.election / u32::try_from(config.core.election_ticks.max(1)).unwrap_or(1);
+            config.core.retain_entries = c.retain;
+        }
+        let peers = cluster.as_ref().map(|c| c.peers.clone());
+        let opened = photon_rt::task::blocking(move || match peers {
+            Some(p) => Store::open(config, disk, p.transport()),
+            None => Store::open(config, disk, NoTransport),
+        });
         let inner = Inner {
             me,
+            members,
+            others: cluster.as_ref().map(|c| c.others.clone()),
             shared,
-            store: opened.map_err(broken)?,
+            store: Arc::new(opened.await.map_err(broken)?),
             replicas: Mutex::default(),
             changed: Notify::new(),
-            oracle: Mutex::new(Oracle::new(durable)),
-            extending: tokio::sync::Mutex::default(),
+            time,
             detector: Mutex::default(),
-            ranges: tokio::sync::Mutex::new(0),
+            ranges: tokio::sync::Mutex::new(given),
             tasks: Tasks::new(),
         };
         let node = Node(Arc::new(inner));
@@ -157,21 +179,18 @@ impl Node {
         }
         // Held weakly: the node ends when its owner lets go of it.
         let weak = Arc::downgrade(&node.0);
-        node.0.tasks.spawn("flaredb-regions", follow(weak.clone(), events));
-        node.0.tasks.spawn("flaredb-sizes", async move {
-            loop {
-                photon_rt::time::sleep(TEND_EVERY).await;
-                let Some(inner) = weak.upgrade() else { return };
-                if let Err(e) = Node(inner).tend(REGION_BYTES).await {
-                    tracing::warn!(error = %e, "regions could not be measured or split; tried again");
-                }
-            }
-        });
-        let all = node.caught_up().await?;
-        // Only now: what the logs still held may have made regions, too, and no number is given twice.
-        *node.0.ranges.lock().await = 1 + all.iter().map(|s| s.region.id).max().unwrap_or(0);
-        for s in all.iter().filter(|s| !s.gone && s.merging != 0) {
-            node.give_up_merge(s.region.id).await?;
+        let tasks = &node.0.tasks;
+        tasks.spawn("flaredb-regions", follow(weak.clone(), events));
+        tasks.spawn("flaredb-ranges", ranges::tend(weak.clone()));
+        if let Some(strangers) = node.0.store.strangers().filter(|_| cluster.is_some()) {
+            tasks.spawn("flaredb-strangers", cluster::adopt(weak, strangers));
+        }
+        if let Some(renewing) = node.0.time.renewing() {
+            tasks.spawn("flaredb-oracle", renewing);
+        }
+        if let Some(c) = cluster {
+            // Only now may others speak: what is here is known.
+            c.peers.attach(&node.0.store);
         }
         Ok(node)
     }
@@ -205,8 +224,17 @@ impl Node {
             // Told of again after a restart.
             return Ok(());
         }
+        let members = machine.shown.read().unwrap_or_else(PoisonError::into_inner).members.clone();
+        let members =
+            if members.is_empty() { vec![inner.me] } else { members.into_iter().map(NodeId).collect() };
+        self.run(id, &members, machine).await
+    }
+
+    /// Runs a replica. Without members it waits for what the others have.
+    async fn run(&self, id: u64, members: &[NodeId], machine: RegionMachine) -> Outcome<()> {
+        let inner = &*self.0;
         let (written, shown) = (machine.written.clone(), machine.shown.clone());
-        let group = inner.store.create_group(GroupId(id), &[inner.me], machine).await.map_err(broken)?;
+        let group = inner.store.create_group(GroupId(id), members, machine).await.map_err(broken)?;
         let (settled, measured) = (Notify::new(), AtomicU64::new(0));
         let replica = Replica { group, shown, gate: Mutex::default(), settled, written, measured };
         lock(&inner.replicas).insert(id, Arc::new(replica));
@@ -235,6 +263,21 @@ impl Node {
         self.0.shared.routes.all()
     }
 
+    /// This node's number.
+    pub fn number(&self) -> u64 {
+        self.0.me.0
+    }
+
+    /// The numbers of all nodes of the store, in rising order.
+    pub fn members(&self) -> Vec<u64> {
+        if self.0.members.is_empty() { vec![self.0.me.0] } else { self.0.members.clone() }
+    }
+
+    /// The node that leads a region, as far as this one knows.
+    pub fn leader(&self, region: u64) -> Option<u64> {
+        self.replica(region).ok()?.group.status().leader.map(|n| n.0)
+    }
+
     /// Why the node no longer works, if so.
     pub fn stopped(&self) -> Option<String> {
         self.0.store.stopped()
@@ -256,167 +299,6 @@ impl Node {
         self.0.store.shutdown().await;
     }
 
-    /// Splits the region that has the border `at` inside.
-    pub async fn split(&self, at: Bytes) -> Outcome<Vec<Descriptor>> {
-        let mut next = self.0.ranges.lock().await;
-        let region = self.locate(&at).await?;
-        let id = *next;
-        *next += 1;
-        let answer = self.ask(&region, Request::Do(Op::Split(Split { at, id }))).await?;
-        self.settled(|r| r.contains_key(&id)).await?;
-        match answer {
-            Response::Done(Answer::Regions(two)) => Ok(two),
-            _ => Err(broken("an answer to another question")),
-        }
-    }
-
-    /// Makes the region `source` part of its left neighbour.
-    pub async fn merge(&self, source: u64) -> Outcome<Descriptor> {
-        let _one = self.0.ranges.lock().await;
-        let all = self.regions();
-        let at = all.iter().position(|r| r.id == source).ok_or(Refusal::NoRegion(source))?;
-        let Some(target) = at.checked_sub(1).and_then(|i| all.get(i)) else {
-            return Err(Refusal::Malformed("the first region has no left neighbour".into()));
-        };
-        let prepare = Op::PrepareMerge(PrepareMerge { target: target.id, begin: true });
-        self.ask(&all[at], Request::Do(prepare)).await?;
-        let state = region::state_of(&*self.0.shared.engine.view(), source)?;
-        let merge = CommitMerge { source: Some(state.region), index: state.index };
-        match self.ask(target, Request::Do(Op::CommitMerge(merge))).await {
-            Ok(Response::Done(Answer::Regions(r))) => {
-                self.settled(|r| !r.contains_key(&source)).await?;
-                r.into_iter().next().ok_or_else(|| broken("an answer to another question"))
-            }
-            Ok(_) => Err(broken("an answer to another question")),
-            Err(e) => {
-                self.give_up_merge(source).await?;
-                Err(e)
-            }
-        }
-    }
-
-    /// Waits until what runs here is as it should be.
-    async fn settled(&self, done: impl Fn(&BTreeMap<u64, Arc<Replica>>) -> bool) -> Outcome<()> {
-        let wait = async {
-            loop {
-                let changed = self.0.changed.notified();
-                if done(&lock(&self.0.replicas)) {
-                    return Ok(());
-                }
-                tokio::select! {
-                    () = changed => {}
-                    why = self.0.store.ended() => return Err(Refusal::Unknown(why)),
-                }
-            }
-        };
-        let waited = photon_rt::time::timeout(PATIENCE, "a region", wait).await;
-        waited.unwrap_or_else(|_| Err(Refusal::Unknown("a region does not come up".into())))
-    }
-
-    /// Takes the first half of a merge back: the target is fenced, so that the second half can't follow, then the
-    /// source goes on.
-    async fn give_up_merge(&self, source: u64) -> Outcome<()> {
-        let undo = || Request::Do(Op::PrepareMerge(PrepareMerge { target: 0, begin: false }));
-        for _ in 0..100 {
-            // What the logs still hold is applied first.
-            let all: Vec<Arc<Replica>> = lock(&self.0.replicas).values().cloned().collect();
-            for r in all {
-                r.group.read_index().await.map_err(|e| refused(r.group.id().0, e))?;
-            }
-            let state = region::state_of(&*self.0.shared.engine.view(), source)?;
-            if state.gone || state.merging == 0 {
-                return Ok(());
-            }
-            let target = self.regions().into_iter().find(|r| r.id == state.merging);
-            let fenced = match target {
-                Some(t) => self.ask(&t, undo()).await.map(|_| ()),
-                None => Ok(()),
-            };
-            let undone = match fenced {
-                Ok(()) => self.ask(&state.region, undo()).await.map(|_| ()),
-                Err(e) => Err(e),
-            };
-            match undone {
-                Err(e) if e.is_about_routing() => photon_rt::time::sleep(Duration::from_millis(20)).await,
-                done => return done,
-            }
-        }
-        Err(Refusal::Overloaded)
-    }
-
-    /// Splits regions that hold more than `max` bytes, each once. Measures only those into which much was
-    /// written since. How many were split.
-    pub async fn tend(&self, max: u64) -> Outcome<usize> {
-        let all: Vec<(u64, Arc<Replica>)> =
-            lock(&self.0.replicas).iter().map(|(id, r)| (*id, r.clone())).collect();
-        let mut n = 0;
-        for (id, r) in all {
-            let written = r.written.load(Ordering::Relaxed);
-            let before = r.measured.load(Ordering::Relaxed);
-            if before != 0 && written - before.min(written) < max / 4 {
-                continue;
-            }
-            let (size, middle) = match self.measure(id).await {
-                Ok(m) => m,
-                Err(e) if e.is_about_routing() => continue, // it went away
-                Err(e) => return Err(e),
-            };
-            r.measured.store(written.max(1), Ordering::Relaxed);
-            if size > max
-                && let Some(at) = middle
-            {
-                match self.split(at).await {
-                    Ok(_) => {
-                        r.measured.store(0, Ordering::Relaxed); // its half may still be too large
-                        n += 1;
-                    }
-                    Err(e) if e.is_about_routing() => {}
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        Ok(n)
-    }
-
-    /// The bytes of a region's keys and values, and the border nearest to their middle, if it has one inside: a
-    /// region of one row group has none. Reads all of it.
-    pub async fn measure(&self, id: u64) -> Outcome<(u64, Option<Bytes>)> {
-        let view = self.0.shared.engine.view();
-        photon_rt::task::blocking(move || {
-            let state = region::state_of(&*view, id)?;
-            if state.gone {
-                return Err(Refusal::NoRegion(id));
-            }
-            let bounds = range(&state.region.span());
-            let mut sizes: BTreeMap<Bytes, u64> = BTreeMap::new();
-            let mut total = 0;
-            // Groups are counted in runs: no more than this many borders are remembered.
-            const BORDERS: usize = 10_000;
-            for space in (1..SPACES.len()).map(photon_kv::engine::Space) {
-                for item in view.scan(space, bounds.clone(), Direction::Forward) {
-                    let (k, v) = item?;
-                    let size = (k.len() + v.len()) as u64;
-                    total += size;
-                    let Some(border) = key::border(&k) else { continue };
-                    if sizes.len() < BORDERS || sizes.contains_key(&border) {
-                        *sizes.entry(border).or_default() += size;
-                    } else if let Some((_, s)) = sizes.range_mut(..=border).next_back() {
-                        *s += size;
-                    }
-                }
-            }
-            let mut sum = 0;
-            for (border, size) in sizes {
-                if sum >= total / 2 && border > state.region.start {
-                    return Ok((total, Some(border)));
-                }
-                sum += size;
-            }
-            Ok((total, None))
-        })
-        .await
-    }
-
     /// Makes the gate of a leader right for its term and range.
     async fn open_gate(&self, replica: &Replica, version: u64) -> Outcome<u64> {
         let status = replica.group.status();
@@ -424,17 +306,25 @@ impl Node {
             return Err(Refusal::NotLeader(replica.group.id().0));
         }
         if !lock(&replica.gate).is_open(status.term, version) {
-            let fresh = self.timestamp().await?;
+            let fresh = self.timestamps(1).await?;
             lock(&replica.gate).open(status.term, version, fresh);
         }
         Ok(status.term)
+    }
+
+    /// Asks the replica here.
+    pub async fn ask_here(&self, region: &Descriptor, request: Request) -> Outcome<Response> {
+        match request {
+            Request::Do(op) => self.act(region, op).await.map(Response::Done),
+            request => self.look(region, &request).await,
+        }
     }
 
     async fn act(&self, region: &Descriptor, op: Op) -> Outcome<Answer> {
         let id = region.id;
         let mut command = Command::new(region.version, op);
         command.check()?;
-        self.admit_time(command.newest())?;
+        self.admit_time(command.newest()).await?;
         let replica = self.replica(id)?;
         // A command for another version would be refused when it is applied; this spares the log, and the gate
         // opens for what the region is now.
@@ -470,16 +360,6 @@ impl Node {
         }
     }
 
-    /// A timestamp that was not given yet would break promises to others: who read there, commits above what
-    /// the oracle gives next.
-    fn admit_time(&self, ts: Ts) -> Outcome<()> {
-        let newest = lock(&self.0.oracle).newest();
-        if ts > newest {
-            return Err(Refusal::FromTheFuture { ts, newest });
-        }
-        Ok(())
-    }
-
     async fn look(&self, region: &Descriptor, request: &Request) -> Outcome<Response> {
         let id = region.id;
         let Some((span, at)) = request.reads() else { return Err(broken("no read")) };
@@ -487,7 +367,7 @@ impl Node {
         let mut status = replica.group.watch_leadership();
         let before = *status.borrow_and_update();
         while let Some(at) = at {
-            self.admit_time(at)?;
+            self.admit_time(at).await?;
             let settled = replica.settled.notified();
             match lock(&replica.gate).read(at, &span) {
                 Entry::Now => break,
@@ -531,31 +411,10 @@ impl Node {
     pub fn disk_bytes(&self) -> u64 {
         self.0.shared.engine.disk_bytes()
     }
+}
 
-    /// `n` fresh timestamps, two apart: the first.
-    pub async fn timestamps(&self, n: u32) -> Outcome<Ts> {
-        let inner = &*self.0;
-        let take = || lock(&inner.oracle).take(now_ms(), n);
-        if let Some(r) = take() {
-            return Ok(r.start);
-        }
-        let _alone = inner.extending.lock().await;
-        if let Some(r) = take() {
-            return Ok(r.start);
-        }
-        let end = lock(&inner.oracle).wanted(now_ms());
-        let engine = inner.shared.engine.clone();
-        let write = move || {
-            let mut b = Batch::default();
-            b.put(META, WINDOW, end.to_be_bytes().to_vec());
-            engine.write(b)?;
-            engine.persist()
-        };
-        photon_rt::task::blocking(write).await?;
-        let mut oracle = lock(&inner.oracle);
-        oracle.extend(end);
-        oracle.take(now_ms().min(time::ms(end) - 1), n).map(|r| r.start).ok_or(Refusal::Overloaded)
-    }
+fn is_of_ranges(r: &Request) -> bool {
+    matches!(r, Request::Do(Op::Split(_) | Op::PrepareMerge(_) | Op::CommitMerge(_)))
 }
 
 fn settle(replica: &Replica, number: Option<u64>) {
@@ -609,9 +468,17 @@ impl World for Node {
     }
 
     async fn ask(&self, region: &Descriptor, request: Request) -> Outcome<Response> {
-        match request {
-            Request::Do(op) => self.act(region, op).await.map(Response::Done),
-            request => self.look(region, &request).await,
+        // Changes of ranges find the leader through the log.
+        let Some(others) = self.0.others.as_ref().filter(|_| !is_of_ranges(&request)) else {
+            return self.ask_here(region, request).await;
+        };
+        match self.ask_here(region, request.clone()).await {
+            Err(Refusal::NotLeader(id)) => {
+                let leader = self.replica(id)?.group.status().leader.filter(|l| *l != self.0.me);
+                let leader = leader.ok_or(Refusal::NotLeader(id))?;
+                cluster::bounded(others.ask(leader, region, request)).await
+            }
+            answer => answer,
         }
     }
 
@@ -636,5 +503,8 @@ impl World for Node {
     }
 }
 
+pub mod cluster;
+mod ranges;
 #[cfg(test)]
 mod tests;
+mod time;

@@ -67,9 +67,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// In plain text on loopback, everything.
+    /// In plain text on loopback, everything. Several endpoints have commas between them.
     pub fn plain(endpoint: &str) -> Config {
-        let endpoints = vec![endpoint.to_string()];
+        let endpoints = endpoint.split(',').map(|e| e.trim().to_string()).collect();
         Config { endpoints, tls: None, token: None, keyspace: Keyspace::All, connections: 2 }
     }
 }
@@ -262,6 +262,8 @@ impl Remote {
             return Err(refusal(e));
         }
         let region = r.regions.into_iter().next().ok_or(Refusal::NoRegion(0))?;
+        // Who leads it is asked first; any other would ask there.
+        let at = self.0.endpoints.iter().position(|e| e.target.url == r.leader).unwrap_or(at);
         let mut all = lock(&self.0.regions);
         if all.len() >= REGIONS_MAX {
             all.clear(); // which of them are in use, use will say
@@ -284,7 +286,7 @@ impl Remote {
             return;
         }
         let count = u32::try_from(waiting.len()).unwrap_or(TIMESTAMPS_MAX);
-        let ask = pb::TimestampsRequest { keyspace: self.0.keyspace.clone(), count };
+        let ask = pb::TimestampsRequest { keyspace: self.0.keyspace.clone(), count, here: false };
         let r = self.send(self.current(), ask, |mut c, r| async move { c.timestamps(r).await }).await;
         let first = r.and_then(|r| r.refusal.map_or(Ok(r.first), |e| Err(refusal(e))));
         for (i, who) in waiting.into_iter().enumerate() {
@@ -371,7 +373,8 @@ impl World for Remote {
     async fn ask(&self, region: &Descriptor, request: Request) -> Outcome<Response> {
         let what = of_request(request)?;
         let (id, version) = (region.id, region.version);
-        let ask = pb::AskRequest { keyspace: self.0.keyspace.clone(), region: id, version, what: Some(what) };
+        let keyspace = self.0.keyspace.clone();
+        let ask = pb::AskRequest { keyspace, region: id, version, what: Some(what), here: false };
         let at = lock(&self.0.regions).get(&region.start).filter(|k| k.region.id == id).map(|k| k.at);
         let at = at.unwrap_or_else(|| self.current());
         answer(self.send(at, ask, |mut c, r| async move { c.ask(r).await }).await?)

@@ -6,6 +6,9 @@ pub struct TimestampsRequest {
     /// 1 to 4096
     #[prost(uint32, tag = "2")]
     pub count: u32,
+    /// only if this node gives them out itself: another node asks
+    #[prost(bool, tag = "3")]
+    pub here: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TimestampsResponse {
@@ -39,6 +42,9 @@ pub struct LocateResponse {
     pub regions: ::prost::alloc::vec::Vec<crate::model::Descriptor>,
     #[prost(message, optional, tag = "2")]
     pub refusal: ::core::option::Option<Refusal>,
+    /// where clients reach the node that leads the region, if that is known
+    #[prost(string, tag = "3")]
+    pub leader: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AskRequest {
@@ -49,6 +55,9 @@ pub struct AskRequest {
     /// of its range, as the client knows it
     #[prost(uint64, tag = "3")]
     pub version: u64,
+    /// the replica on this node and no other: another node asks
+    #[prost(bool, tag = "20")]
+    pub here: bool,
     #[prost(
         oneof = "ask_request::What",
         tags = "4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
@@ -514,8 +523,25 @@ pub struct Store {
     pub regions: u64,
     #[prost(uint64, tag = "4")]
     pub leaders: u64,
+    /// 0: another node, which knows
     #[prost(uint64, tag = "5")]
     pub disk_bytes: u64,
+    /// where clients reach it, in a store of several
+    #[prost(string, tag = "6")]
+    pub url: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplicaRequest {
+    #[prost(uint64, tag = "1")]
+    pub region: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReplicaResponse {
+    /// as the node stores it
+    #[prost(bytes = "bytes", tag = "1")]
+    pub state: ::prost::bytes::Bytes,
+    #[prost(message, optional, tag = "2")]
+    pub refusal: ::core::option::Option<Refusal>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SplitRequest {
@@ -839,6 +865,31 @@ pub mod flare_db_client {
             req.extensions_mut().insert(GrpcMethod::new("flaredb.v1.FlareDb", "Merge"));
             self.inner.unary(req, path, codec).await
         }
+        /// A region's state on the node that is asked, durable. For the other nodes.
+        pub async fn replica(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReplicaRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReplicaResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = photon_etcd::codec::SmallCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/flaredb.v1.FlareDb/Replica",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("flaredb.v1.FlareDb", "Replica"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -895,6 +946,11 @@ pub mod flare_db_server {
             &self,
             request: tonic::Request<super::MergeRequest>,
         ) -> std::result::Result<tonic::Response<super::LocateResponse>, tonic::Status>;
+        /// A region's state on the node that is asked, durable. For the other nodes.
+        async fn replica(
+            &self,
+            request: tonic::Request<super::ReplicaRequest>,
+        ) -> std::result::Result<tonic::Response<super::ReplicaResponse>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct FlareDbServer<T> {
@@ -1303,6 +1359,49 @@ pub mod flare_db_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = MergeSvc(inner);
+                        let codec = photon_etcd::codec::SmallCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/flaredb.v1.FlareDb/Replica" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReplicaSvc<T: FlareDb>(pub Arc<T>);
+                    impl<T: FlareDb> tonic::server::UnaryService<super::ReplicaRequest>
+                    for ReplicaSvc<T> {
+                        type Response = super::ReplicaResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReplicaRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FlareDb>::replica(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReplicaSvc(inner);
                         let codec = photon_etcd::codec::SmallCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -4,6 +4,9 @@
 //! | space | key | value |
 //! |---|---|---|
 //! | `meta` | `r`, region number (u64) | [`RegionState`] |
+//! | `meta` | `node` | number of the node whose folder this is (u64) |
+//! | `meta` | `given` | greatest number of a region that this node has given out (u64) |
+//! | `meta` | `oracle` | end of the last window of timestamps (u64), in a store of one node |
 //! | `raw` | full key | version (u64), value |
 //! | `lock` | full key | [`Lock`] |
 //! | `write` | full key, inverted commit timestamp (u64) | kind, start (u64), the value if it is short |
@@ -45,6 +48,9 @@ pub struct Descriptor {
     /// Rises with every change of the members.
     #[prost(uint64, tag = "5")]
     pub conf: u64,
+    /// Nodes that have a replica, in rising order. Empty: the store has one node.
+    #[prost(uint64, repeated, tag = "6")]
+    pub members: Vec<u64>,
 }
 
 impl Descriptor {
@@ -84,9 +90,10 @@ pub struct RegionState {
 }
 
 impl RegionState {
-    /// The first region: all keys.
-    pub fn first(id: u64) -> RegionState {
-        let region = Descriptor { id, version: 1, conf: 1, ..Descriptor::default() };
+    /// The first region: all keys, with replicas on `members`.
+    pub fn first(id: u64, members: &[u64]) -> RegionState {
+        let region =
+            Descriptor { id, version: 1, conf: 1, members: members.to_vec(), ..Descriptor::default() };
         RegionState { region, ..RegionState::default() }
     }
 

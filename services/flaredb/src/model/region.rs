@@ -187,6 +187,12 @@ fn merge(
     if state.region.end.is_empty() || state.region.end != source.start {
         return Err(Refusal::Malformed(format!("region {} is not the right neighbour of {id}", source.id)));
     }
+    if state.region.members != source.members {
+        return Err(Refusal::Malformed(format!(
+            "regions {id} and {} have replicas on different nodes",
+            source.id
+        )));
+    }
     // From here on all members must agree, so what differs here is no refusal.
     let found = RegionState::load(over, source.id)?.filter(|s| s.region == *source && s.merging == id);
     let Some(mut gone) = found.filter(|s| !s.gone && s.index >= c.index) else {

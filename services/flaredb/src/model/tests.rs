@@ -34,7 +34,7 @@ impl Region {
     fn new() -> Region {
         let engine = MemEngine::new(SPACES.len());
         let mut r = Region { engine, id: 1, index: 0 };
-        r.save(&RegionState::first(1));
+        r.save(&RegionState::first(1, &[]));
         r
     }
 

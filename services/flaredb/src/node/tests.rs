@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    key::Mode,
+    key::{self, Mode},
     model::{
         Kind,
         command::{Mutation, Prewrite},

@@ -7,7 +7,7 @@
 //! get it.
 
 mod check;
-mod exec;
+pub(crate) mod exec;
 mod raft;
 mod tests;
 mod world;

@@ -91,7 +91,7 @@ fn load(disk: &SimDisk) -> Result<MemEngine, MachineError> {
                 at += 9 + k + v;
             }
         }
-        Err(_) => batch.put(META, meta_key(1), RegionState::first(1).encode_to_vec()),
+        Err(_) => batch.put(META, meta_key(1), RegionState::first(1, &[]).encode_to_vec()),
     }
     memory.write(batch).expect("memory");
     Ok(memory)

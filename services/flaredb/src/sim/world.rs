@@ -78,7 +78,7 @@ const TIMEOUT_MS: u64 = 400;
 impl SimWorld {
     pub fn new(exec: Exec) -> SimWorld {
         let engine = MemEngine::new(SPACES.len());
-        put_state(&engine, &RegionState::first(1));
+        put_state(&engine, &RegionState::first(1, &[]));
         let first = Region { engine, gate: Gate::default(), term: 1, log: VecDeque::new() };
         let inner = Inner {
             regions: BTreeMap::from([(1, first)]),

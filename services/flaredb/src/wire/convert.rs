@@ -450,7 +450,8 @@ mod tests {
 
     #[test]
     fn every_refusal_arrives_as_it_was_sent() {
-        let region = Descriptor { id: 1, start: b("a"), end: b("b"), version: 2, conf: 3 };
+        let region =
+            Descriptor { id: 1, start: b("a"), end: b("b"), version: 2, conf: 3, members: vec![1, 300] };
         let locked = LockInfo {
             key: b("k"),
             primary: b("p"),

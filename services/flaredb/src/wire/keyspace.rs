@@ -263,7 +263,8 @@ mod tests {
     #[test]
     fn borders_of_others_are_not_told() {
         let span = demo().span(Mode::Txn);
-        let region = |start: Bytes, end: Bytes| Descriptor { id: 4, start, end, version: 2, conf: 1 };
+        let region =
+            |start: Bytes, end: Bytes| Descriptor { id: 4, start, end, version: 2, conf: 1, members: vec![] };
         let near = k(Mode::Txn, "p/demo/a");
         let whole = demo().cut(region(Bytes::new(), Bytes::new()), &near);
         assert_eq!((whole.span(), whole.id, whole.version), (span.clone(), 4, 2));

@@ -8,7 +8,8 @@ use photon_serve::metrics::{Counter, Gauge, counter, gauge};
 use std::collections::BTreeMap;
 
 /// What can be asked for.
-const NAMES: [&str; 24] = [
+const NAMES: [&str; 25] = [
+    "replica",
     "timestamps",
     "locate",
     "wait",

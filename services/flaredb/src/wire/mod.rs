@@ -1,7 +1,8 @@
 //! FlareDB's own protocol: gRPC over TLS on port 2479, with `/health` beside it.
 //!
 //! Rooms: [`proto`] (generated), `convert` (messages to what regions speak), [`keyspace`] (whose keys are whose, who
-//! may come in), `measure` (metrics), here: the service.
+//! may come in), `measure` (metrics), [`others`] (what nodes of one store ask each other, and their connections),
+//! here: the service.
 //!
 //! Bounds: a message has at most [`MESSAGE_MAX`] bytes, [`REQUESTS_MAX`] requests run at a time (further ones are
 //! refused at once as [`Refusal::Overloaded`]), none for longer than [`TIME_MAX`]. A request that was cut off may
@@ -10,6 +11,7 @@
 mod convert;
 pub mod keyspace;
 mod measure;
+pub mod others;
 #[allow(missing_docs, reason = "generated; proto/flaredb.proto has the comments")]
 pub mod proto;
 
@@ -27,11 +29,13 @@ use axum::body::Body;
 use convert::{of_answer, of_refusal, request};
 use measure::Measure;
 use photon_auth::Caller;
+use photon_raft::NodeId;
 use photon_rt::{
     task::Tasks,
     time::{Duration, now, timeout, wall},
 };
 use photon_serve::{health, listen::Direct};
+use prost::Message as _;
 use proto::{
     flare_db_server::{FlareDb as Service, FlareDbServer},
     *,
@@ -75,6 +79,8 @@ struct Inner {
     node: Node,
     door: Door,
     name: String,
+    /// Where clients reach the nodes of a store of several.
+    urls: BTreeMap<u64, String>,
     slots: Semaphore,
     /// Circles of waits, keyspace by keyspace: what one tenant says of its transactions concerns no other.
     waits: Mutex<BTreeMap<Keyspace, Detector>>,
@@ -85,10 +91,22 @@ struct Inner {
 impl FlareDb {
     /// Serves `node`, which is the one called `name`.
     pub fn new(node: Node, door: Door, name: String, tasks: &Tasks) -> FlareDb {
+        FlareDb::new_in(node, door, name, BTreeMap::new(), tasks)
+    }
+
+    /// The same for one of several nodes, which clients reach at `urls`, by number.
+    pub fn new_in(
+        node: Node,
+        door: Door,
+        name: String,
+        urls: BTreeMap<u64, String>,
+        tasks: &Tasks,
+    ) -> FlareDb {
         let inner = Inner {
             node,
             door,
             name,
+            urls,
             slots: Semaphore::new(REQUESTS_MAX),
             waits: Mutex::default(),
             measure: Measure::new(),
@@ -120,7 +138,8 @@ impl FlareDb {
         m.insert("raft".into(), if led > 0 { "leader" } else { "follower" }.into());
         m.insert("regions".into(), all.len().into());
         m.extend(stopped.iter().map(|why| ("reason".into(), why.clone().into())));
-        (stopped.is_none() && led > 0, m)
+        let served = !all.is_empty() && all.iter().all(|(_, s)| s.is_some_and(|s| s.leader.is_some()));
+        (stopped.is_none() && served, m)
     }
 
     /// gRPC, and nothing else.
@@ -179,7 +198,11 @@ impl FlareDb {
         };
         let near = near.unwrap_or_default();
         let region = crate::model::Descriptor { id: r.region, version: r.version, ..Default::default() };
-        match self.0.node.ask(&region, asked).await {
+        let answer = match r.here {
+            true => self.0.node.ask_here(&region, asked).await,
+            false => self.0.node.ask(&region, asked).await,
+        };
+        match answer {
             Err(Refusal::StaleEpoch(d)) => Err(Refusal::StaleEpoch(Box::new(space.cut(*d, &near)))),
             Err(Refusal::Locked(locks)) => {
                 let (foreign, own): (Vec<_>, Vec<_>) = locks.into_iter().partition(|l| space.is_foreign(l));
@@ -240,15 +263,20 @@ impl FlareDb {
     async fn all_stores(&self, caller: Option<&Caller>) -> Outcome<Vec<Store>> {
         self.0.door.admit_admin(caller, false).await?;
         let all = self.0.node.statuses();
-        let leaders = all.iter().filter(|(_, s)| s.as_ref().is_some_and(measure::leads)).count() as u64;
-        let store = Store {
-            id: 1,
-            node: self.0.name.clone(),
-            regions: all.len() as u64,
-            leaders,
-            disk_bytes: self.0.node.disk_bytes(),
+        let me = self.0.node.number();
+        let store = |id: u64| {
+            let of = |d: &crate::model::Descriptor| d.members.is_empty() || d.members.contains(&id);
+            let led = all.iter().filter(|(_, s)| s.is_some_and(|s| s.leader == Some(NodeId(id))));
+            Store {
+                id,
+                node: if id == me { self.0.name.clone() } else { format!("n{id}") },
+                regions: all.iter().filter(|(d, _)| of(d)).count() as u64,
+                leaders: led.count() as u64,
+                disk_bytes: if id == me { self.0.node.disk_bytes() } else { 0 },
+                url: self.0.urls.get(&id).cloned().unwrap_or_default(),
+            }
         };
-        Ok(vec![store])
+        Ok(self.0.node.members().into_iter().map(store).collect())
     }
 
     fn waits(&self, space: Keyspace, r: &WaitRequest) -> Outcome<()> {
@@ -309,7 +337,10 @@ impl Service for FlareDb {
                 let (n, limit) = (r.count as usize, TIMESTAMPS_MAX as usize);
                 return Err(Refusal::TooMany { what: "timestamps", n, limit });
             }
-            self.0.node.timestamps(r.count).await
+            match r.here {
+                true => self.0.node.timestamps_here(r.count).await,
+                false => self.0.node.timestamps(r.count).await,
+            }
         };
         let answer = self.bounded("timestamps", give).await;
         Ok(Response::new(match known(answer, &caller, &self.0.door)? {
@@ -321,7 +352,10 @@ impl Service for FlareDb {
     async fn locate(&self, r: Request<LocateRequest>) -> Result<Response<LocateResponse>, Fault> {
         let (caller, r) = split_off(r);
         let answer = self.bounded("locate", self.find(caller.as_ref(), r)).await;
-        Ok(Response::new(located(known(answer.map(|d| vec![d]), &caller, &self.0.door)?)))
+        let leader = answer.as_ref().ok().and_then(|d| self.0.node.leader(d.id));
+        let leader = leader.and_then(|n| self.0.urls.get(&n).cloned()).unwrap_or_default();
+        let answer = located(known(answer.map(|d| vec![d]), &caller, &self.0.door)?);
+        Ok(Response::new(LocateResponse { leader, ..answer }))
     }
 
     async fn ask(&self, r: Request<AskRequest>) -> Result<Response<AskResponse>, Fault> {
@@ -355,6 +389,19 @@ impl Service for FlareDb {
         Ok(Response::new(match known(answer, &caller, &self.0.door)? {
             Ok(stores) => StoresResponse { stores, refusal: None },
             Err(e) => StoresResponse { stores: Vec::new(), refusal: Some(of_refusal(e)) },
+        }))
+    }
+
+    async fn replica(&self, r: Request<ReplicaRequest>) -> Result<Response<ReplicaResponse>, Fault> {
+        let (caller, r) = split_off(r);
+        let look = async {
+            self.0.door.admit_admin(caller.as_ref(), true).await?;
+            self.0.node.region_state(r.region).await
+        };
+        let answer = self.bounded("replica", look).await;
+        Ok(Response::new(match known(answer, &caller, &self.0.door)? {
+            Ok(s) => ReplicaResponse { state: s.encode_to_vec().into(), refusal: None },
+            Err(e) => ReplicaResponse { refusal: Some(of_refusal(e)), ..ReplicaResponse::default() },
         }))
     }
 
@@ -392,7 +439,7 @@ impl Service for FlareDb {
 
 fn located(answer: Outcome<Vec<crate::model::Descriptor>>) -> LocateResponse {
     match answer {
-        Ok(regions) => LocateResponse { regions, refusal: None },
-        Err(e) => LocateResponse { regions: Vec::new(), refusal: Some(of_refusal(e)) },
+        Ok(regions) => LocateResponse { regions, ..LocateResponse::default() },
+        Err(e) => LocateResponse { refusal: Some(of_refusal(e)), ..LocateResponse::default() },
     }
 }

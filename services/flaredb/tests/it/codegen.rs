@@ -51,7 +51,12 @@ fn the_log_is_as_its_proto_file_says() {
     let pool = DescriptorPool::from_file_descriptor_set(files).expect("descriptors");
     let b = |s: &'static str| Bytes::from_static(s.as_bytes());
     let keys = vec![b("k"), b("l")];
-    agrees(&pool, "Descriptor", &Descriptor { id: 1, start: b("a"), end: b("b"), version: 2, conf: 3 });
+    let members = vec![1, 300];
+    agrees(
+        &pool,
+        "Descriptor",
+        &Descriptor { id: 1, start: b("a"), end: b("b"), version: 2, conf: 3, members },
+    );
     let checks: Vec<RawCheck> = [Want::Present(true), Want::Version(7), Want::Value(b("v"))]
         .into_iter()
         .map(|w| RawCheck { key: b("k"), want: Some(w) })

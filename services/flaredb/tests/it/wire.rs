@@ -272,19 +272,20 @@ async fn bad_input_is_named_and_changes_nothing() {
         wire.ask(pb::AskRequest { keyspace: "all".into(), ..Default::default() }).await.expect("answer");
     let Some(pb::ask_response::Answer::Refusal(e)) = empty.into_inner().answer else { panic!("refused") };
     assert_eq!((e.kind(), e.code.as_str()), (pb::refusal::Kind::Malformed, "PH1001"));
-    let none = wire.timestamps(pb::TimestampsRequest { keyspace: "nobody's".into(), count: 1 }).await;
+    let none =
+        wire.timestamps(pb::TimestampsRequest { keyspace: "nobody's".into(), count: 1, here: false }).await;
     assert_eq!(
         none.expect("answer").into_inner().refusal.expect("refused").kind(),
         pb::refusal::Kind::Malformed
     );
-    let much = pb::TimestampsRequest { keyspace: "all".into(), count: 1_000_000 };
+    let much = pb::TimestampsRequest { keyspace: "all".into(), count: 1_000_000, here: false };
     let much = wire.timestamps(much).await.expect("answer").into_inner();
     assert_eq!((much.first, much.refusal.expect("refused").kind()), (0, pb::refusal::Kind::TooMany));
     // A message beyond all bounds is not read.
     let write = RawWrite { key: r(1), value: Some(vec![0; 12 << 20].into()) };
     let raw = RawCommit { checks: vec![], writes: vec![write] };
     let what = Some(pb::ask_request::What::Raw(raw));
-    let huge = pb::AskRequest { keyspace: "all".into(), region: 1, version: 1, what };
+    let huge = pb::AskRequest { keyspace: "all".into(), region: 1, version: 1, what, here: false };
     let status = wire.ask(huge).await.expect_err("too large");
     assert_eq!(status.code(), tonic::Code::OutOfRange);
 
