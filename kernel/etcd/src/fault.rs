@@ -57,7 +57,7 @@ impl Outcome {
             | Code::OutOfRange
             | Code::Unimplemented
             | Code::DataLoss => Outcome::Final,
-            _ if never_connected(status) => Outcome::NotDone,
+            _ if never_connected(status).is_some() => Outcome::NotDone,
             Code::Ok | Code::Cancelled | Code::Unknown | Code::DeadlineExceeded | Code::Aborted => {
                 Outcome::Unknown
             }
@@ -66,16 +66,17 @@ impl Outcome {
     }
 }
 
-/// True when the channel had no connection and could not make one.
-fn never_connected(status: &Status) -> bool {
+/// Why the channel had no connection and could not make one, if that is so: then nothing was sent.
+pub fn never_connected(status: &Status) -> Option<String> {
     let mut source = std::error::Error::source(status);
+    let mut dialled = false;
+    let mut why = None;
     while let Some(e) = source {
-        if e.is::<tonic::ConnectError>() {
-            return true;
-        }
+        dialled |= e.is::<tonic::ConnectError>();
+        why = Some(e.to_string()); // the innermost says it best
         source = e.source();
     }
-    false
+    why.filter(|_| dialled)
 }
 
 /// An answer too large for us. The codec says it so.

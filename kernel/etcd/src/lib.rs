@@ -28,7 +28,7 @@ mod watch;
 
 pub use client::{Etcd, RangeQuery};
 pub use config::{Config, Login};
-pub use fault::{Fault, Outcome};
+pub use fault::{Fault, Outcome, never_connected};
 pub use kv::versioned;
 pub use lease::Kept;
 pub use watch::{Batch, Ended};

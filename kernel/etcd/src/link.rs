@@ -80,33 +80,58 @@ pub async fn connect(
     tls: Option<&Arc<ClientConfig>>,
     tasks: &Tasks,
 ) -> Result<Channel, String> {
-    let say = |e: &dyn std::error::Error| {
-        let mut text = e.to_string();
-        let mut source = e.source();
-        while let Some(s) = source {
-            text = s.to_string(); // the innermost says it best
-            source = s.source();
-        }
-        format!("{}: {text}", target.url)
-    };
+    let endpoint = endpoint(target, tasks)?;
+    endpoint.connect_with_connector(dialler(target, tls)).await.map_err(|e| say(target, &e))
+}
+
+/// Connects when it is first used, and again whenever that is needed. An error is of the target.
+pub fn connect_lazy(
+    target: &Target,
+    tls: Option<&Arc<ClientConfig>>,
+    tasks: &Tasks,
+) -> Result<Channel, String> {
+    Ok(endpoint(target, tasks)?.connect_with_connector_lazy(dialler(target, tls)))
+}
+
+fn say(target: &Target, e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        text = s.to_string(); // the innermost says it best
+        source = s.source();
+    }
+    format!("{}: {text}", target.url)
+}
+
+fn endpoint(target: &Target, tasks: &Tasks) -> Result<Endpoint, String> {
     // What lies below is plain to tonic; TLS is ours.
     let host = if target.host.contains(':') { format!("[{}]", target.host) } else { target.host.clone() };
     let endpoint = Endpoint::from_shared(format!("http://{host}:{}", target.port))
-        .map_err(|e| say(&e))?
+        .map_err(|e| say(target, &e))?
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_MAX)
         .executor(Owned(tasks.clone()));
+    Ok(endpoint)
+}
+
+type Dialled = Pin<Box<dyn Future<Output = io::Result<TokioIo<Box<dyn Io>>>> + Send>>;
+
+fn dialler(
+    target: &Target,
+    tls: Option<&Arc<ClientConfig>>,
+) -> impl tower::Service<http::Uri, Response = TokioIo<Box<dyn Io>>, Error = io::Error, Future = Dialled>
++ Send
++ 'static {
     let (to, tls) = (target.clone(), tls.cloned());
-    let dial = tower::service_fn(move |_: http::Uri| {
+    tower::service_fn(move |_: http::Uri| -> Dialled {
         let f = dial(to.clone(), tls.clone());
-        async move {
+        Box::pin(async move {
             match timeout(CONNECT_MAX, "connecting", f).await {
                 Ok(r) => r,
                 Err(e) => Err(io::Error::new(io::ErrorKind::TimedOut, e.what)),
             }
-        }
-    });
-    endpoint.connect_with_connector(dial).await.map_err(|e| say(&e))
+        })
+    })
 }

@@ -489,8 +489,11 @@ async fn scan(
 async fn txn(global: &Global, place: &Place, file: &std::path::Path) -> Result<()> {
     let text = if file.as_os_str() == "-" {
         let mut text = String::new();
-        let read = std::io::stdin().take(FILE_MAX).read_to_string(&mut text);
-        read.map_err(|e| Error::invalid("file", "standard input cannot be read").why(e))?;
+        let read = std::io::stdin().take(FILE_MAX + 1).read_to_string(&mut text);
+        let n = read.map_err(|e| Error::invalid("file", "standard input cannot be read").why(e))?;
+        if n as u64 > FILE_MAX {
+            return Err(Error::invalid("file", format!("is larger than {FILE_MAX} bytes")));
+        }
         text
     } else {
         photon_rt::fs::read_text(file, FILE_MAX)?

@@ -144,7 +144,16 @@ pub fn beside(profile: &Profile, number: u16) -> Result<String> {
     let front: http::Uri =
         profile.door().parse().map_err(|e| Error::invalid("endpoint", "is not a URL").why(e))?;
     let (host, port) = (front.host().unwrap_or("127.0.0.1"), front.port_u16().unwrap_or(8443));
-    Ok(format!("https://{host}:{}", port - crate::services::FRONT.number + number))
+    // All ports of a node are moved by the same number.
+    let moved = (u32::from(port) + u32::from(number)).checked_sub(u32::from(crate::services::FRONT.number));
+    let port = moved.and_then(|p| u16::try_from(p).ok()).ok_or_else(|| {
+        Error::invalid(
+            "endpoint",
+            format!("port {port} is no front door of a node: the others are counted from it"),
+        )
+        .hint("log in at the front door of a node: photon login --endpoint https://HOST:8443")
+    })?;
+    Ok(format!("https://{host}:{port}"))
 }
 
 fn interrupted() -> Result<impl Future<Output = ()>> {

@@ -85,7 +85,7 @@ impl FlareStore {
         let away =
             |e: Error| pages.clone().fallback(async move || (StatusCode::SERVICE_UNAVAILABLE, problem(&e)));
         match self {
-            FlareStore::Here(db) => db.router(pages),
+            FlareStore::Here(_) => pages,
             FlareStore::At(node) => away(
                 Error::unavailable(format!("this cloud's FlareDB runs on node {node}"))
                     .hint("photon node list shows where that is: --endpoint https://HOST:2479"),

@@ -74,10 +74,13 @@ impl Config {
     }
 }
 
+/// Most regions of a list.
+const LISTED_MAX: usize = 1_000_000;
+
 struct Endpoint {
     target: Target,
-    /// Made when first needed; they mend themselves.
-    pool: Vec<tokio::sync::Mutex<Option<Channel>>>,
+    /// Connected when first needed; they mend themselves.
+    pool: Vec<Channel>,
 }
 
 /// A region as it was last heard of, and who answered for it.
@@ -89,7 +92,6 @@ struct Known {
 
 struct Inner {
     endpoints: Vec<Endpoint>,
-    tls: Option<Arc<ClientConfig>>,
     token: Option<MetadataValue<Ascii>>,
     keyspace: String,
     regions: Mutex<BTreeMap<Bytes, Known>>,
@@ -119,7 +121,10 @@ fn fault(s: &Status) -> Refusal {
         Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => {
             Refusal::Malformed(s.message().into())
         }
-        _ => Refusal::Unknown(s.message().into()),
+        _ => match photon_etcd::never_connected(s) {
+            Some(why) => Refusal::Unreachable(why),
+            None => Refusal::Unknown(s.message().into()),
+        },
     }
 }
 
@@ -130,12 +135,17 @@ impl Remote {
         if n == 0 || n > ENDPOINTS_MAX {
             return Err(Error::invalid("endpoints", format!("{n} are not 1 to {ENDPOINTS_MAX}")));
         }
+        let tasks = Tasks::new();
         let endpoint = |url: &String| {
             let target = Target::parse(url)?;
             if target.tls && config.tls.is_none() {
                 return Err(Error::invalid("endpoints", format!("{url} needs the authority's certificate")));
             }
-            let pool = (0..config.connections.clamp(1, 64)).map(|_| tokio::sync::Mutex::new(None)).collect();
+            let tls = if target.tls { config.tls.as_ref() } else { None };
+            let channel = |_| link::connect_lazy(&target, tls, &tasks);
+            let pool =
+                (0..config.connections.clamp(1, 64)).map(channel).collect::<std::result::Result<_, _>>();
+            let pool = pool.map_err(|e| Error::invalid("endpoints", "has a wrong one").why(e))?;
             Ok(Endpoint { target, pool })
         };
         let endpoints = config.endpoints.iter().map(endpoint).collect::<Result<_>>()?;
@@ -144,7 +154,6 @@ impl Remote {
         let token = token.map_err(|e| Error::invalid("token", "is no token").why(e))?;
         let me = Remote(Arc::new(Inner {
             endpoints,
-            tls: config.tls,
             token,
             keyspace: config.keyspace.to_string(),
             regions: Mutex::default(),
@@ -153,7 +162,7 @@ impl Remote {
             wanted: Mutex::default(),
             fetching: tokio::sync::Mutex::default(),
             waiting: Mutex::default(),
-            tasks: Tasks::new(),
+            tasks,
         }));
         let mut last = Refusal::Overloaded;
         for _ in 0..n {
@@ -166,26 +175,10 @@ impl Remote {
         Err(last.error())
     }
 
-    fn endpoint(&self, at: usize) -> &Endpoint {
-        &self.0.endpoints[at % self.0.endpoints.len()]
-    }
-
-    /// A connection to an endpoint. The next who asks without knowing goes elsewhere if there is none.
-    async fn channel(&self, at: usize) -> Outcome<Channel> {
-        let e = self.endpoint(at);
-        let slot = &e.pool[self.0.next.fetch_add(1, Relaxed) % e.pool.len()];
-        let mut slot = slot.lock().await;
-        if let Some(c) = &*slot {
-            return Ok(c.clone());
-        }
-        let tls = if e.target.tls { self.0.tls.as_ref() } else { None };
-        match link::connect(&e.target, tls, &self.0.tasks).await {
-            Ok(c) => Ok(slot.insert(c).clone()),
-            Err(why) => {
-                self.leave(at);
-                Err(Refusal::Unreachable(why))
-            }
-        }
+    /// A connection to an endpoint.
+    fn channel(&self, at: usize) -> Channel {
+        let pool = &self.0.endpoints[at % self.0.endpoints.len()].pool;
+        pool[self.0.next.fetch_add(1, Relaxed) % pool.len()].clone()
     }
 
     /// Turns away from an endpoint, unless somebody has.
@@ -211,14 +204,14 @@ impl Remote {
     where
         F: Future<Output = std::result::Result<tonic::Response<R>, Status>>,
     {
-        let client = FlareDbClient::new(self.channel(at).await?)
+        let client = FlareDbClient::new(self.channel(at))
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         match timeout(ANSWER_MAX, "an answer", f(client, self.stamped(message))).await {
             Ok(Ok(r)) => Ok(r.into_inner()),
             Ok(Err(s)) => {
                 let refusal = fault(&s);
-                if matches!(refusal, Refusal::Unknown(_)) {
+                if matches!(refusal, Refusal::Unknown(_) | Refusal::Unreachable(_)) {
                     self.leave(at);
                 }
                 Err(refusal)
@@ -270,7 +263,8 @@ impl Remote {
         }
         let span = region.span();
         // What overlaps is older, or another's news of the same: whoever is wrong is told so.
-        all.retain(|_, k| k.region.id != region.id && !k.region.span().overlaps(&span));
+        let older = |k: &Known| k.region.id == region.id && k.region.version != region.version;
+        all.retain(|_, k| !older(k) && !k.region.span().overlaps(&span));
         all.insert(region.start.clone(), Known { region: region.clone(), at });
         Ok(region)
     }
@@ -306,8 +300,11 @@ impl Remote {
             }
             out.extend(r.regions);
             match r.next {
-                Some(next) if out.len() < 1_000_000 => from = next,
-                _ => return Ok(out),
+                None => return Ok(out),
+                Some(_) if out.len() >= LISTED_MAX => {
+                    return Err(Refusal::TooMany { what: "regions", n: out.len(), limit: LISTED_MAX });
+                }
+                Some(next) => from = next,
             }
         }
     }

@@ -154,7 +154,7 @@ pub async fn serve(global: &Global, args: ServeArgs) -> Result<()> {
         socket,
         tls: None,
         tokens: None,
-        router: db.router(db.pages()),
+        router: db.pages(),
         direct: Some(db.direct()),
         lenient_authority: false,
     }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `project/NAME` | groups that begin with `p/NAME/` | whoever has a role in the project: viewers read, editors write |
 //! | `cluster` | groups that begin with `c/` | whoever has a role in the whole cloud |
-//! | `all` | every key | the operator by certificate, and the cloud itself |
+//! | `all` | every key | the operator by certificate |
 //!
 //! A region may hold keys of several; what is told of one is cut to the keyspace. A transaction that the operator
 //! runs over several can leave locks whose primary is elsewhere: whoever meets one can't ask there, so the

@@ -149,11 +149,6 @@ impl FlareDb {
             .max_encoding_message_size(MESSAGE_MAX)
     }
 
-    /// gRPC beside `pages`.
-    pub fn router(&self, pages: axum::Router) -> axum::Router {
-        pages.route_service(&format!("{PATH}{{call}}"), self.grpc())
-    }
-
     /// `/health`, `/ready` and `/metrics` of FlareDB alone.
     pub fn pages(&self) -> axum::Router {
         let me = self.clone();
@@ -165,12 +160,18 @@ impl FlareDb {
         health::routes(Arc::new(report)).merge(photon_serve::metrics::routes())
     }
 
-    /// gRPC as what a listener asks first, see [`Direct`].
+    /// All of its gRPC: what a listener asks first, see [`Direct`]. Of those whom nobody knows nothing is read.
     pub fn direct(&self) -> Direct {
         let grpc = self.grpc();
+        let open = matches!(self.0.door, Door::Open);
         Arc::new(move |request, caller| {
             if !request.uri().path().starts_with(PATH) {
                 return None;
+            }
+            if caller.is_none() && !open {
+                let stranger =
+                    Fault::unauthenticated("a token or a certificate is needed; hint: photon login");
+                return Some(Box::pin(std::future::ready(Ok(stranger.into_http()))));
             }
             let mut request = std::mem::take(request);
             if let Some(caller) = caller {
@@ -317,16 +318,6 @@ fn split_off<T>(r: Request<T>) -> (Option<Caller>, T) {
     (caller, r.into_inner())
 }
 
-/// Those whom nobody knows get no answer in the body.
-fn known<T>(answer: Outcome<T>, caller: &Option<Caller>, door: &Door) -> Result<Outcome<T>, Fault> {
-    match (door, caller) {
-        (Door::Guarded(_), None) => {
-            Err(Fault::unauthenticated("a token or a certificate is needed; hint: photon login"))
-        }
-        _ => Ok(answer),
-    }
-}
-
 #[tonic::async_trait]
 impl Service for FlareDb {
     async fn timestamps(&self, r: Request<TimestampsRequest>) -> Result<Response<TimestampsResponse>, Fault> {
@@ -343,7 +334,7 @@ impl Service for FlareDb {
             }
         };
         let answer = self.bounded("timestamps", give).await;
-        Ok(Response::new(match known(answer, &caller, &self.0.door)? {
+        Ok(Response::new(match answer {
             Ok(first) => TimestampsResponse { first, refusal: None },
             Err(e) => TimestampsResponse { first: 0, refusal: Some(of_refusal(e)) },
         }))
@@ -354,7 +345,7 @@ impl Service for FlareDb {
         let answer = self.bounded("locate", self.find(caller.as_ref(), r)).await;
         let leader = answer.as_ref().ok().and_then(|d| self.0.node.leader(d.id));
         let leader = leader.and_then(|n| self.0.urls.get(&n).cloned()).unwrap_or_default();
-        let answer = located(known(answer.map(|d| vec![d]), &caller, &self.0.door)?);
+        let answer = located(answer.map(|d| vec![d]));
         Ok(Response::new(LocateResponse { leader, ..answer }))
     }
 
@@ -362,7 +353,7 @@ impl Service for FlareDb {
         let (caller, r) = split_off(r);
         let what = measure::name(r.what.as_ref());
         let answer = self.bounded(what, self.ask_region(caller.as_ref(), r)).await;
-        Ok(Response::new(of_answer(known(answer, &caller, &self.0.door)?)))
+        Ok(Response::new(of_answer(answer)))
     }
 
     async fn wait(&self, r: Request<WaitRequest>) -> Result<Response<WaitResponse>, Fault> {
@@ -372,7 +363,7 @@ impl Service for FlareDb {
             self.waits(space, &r)
         };
         let answer = self.bounded("wait", wait).await;
-        let refusal = known(answer, &caller, &self.0.door)?.err().map(of_refusal);
+        let refusal = answer.err().map(of_refusal);
         Ok(Response::new(WaitResponse { refusal }))
     }
 
@@ -380,13 +371,13 @@ impl Service for FlareDb {
         let (caller, r) = split_off(r);
         let answer = self.bounded("regions", self.page_of_regions(caller.as_ref(), r)).await;
         let refused = |e| RegionsResponse { refusal: Some(of_refusal(e)), ..RegionsResponse::default() };
-        Ok(Response::new(known(answer, &caller, &self.0.door)?.unwrap_or_else(refused)))
+        Ok(Response::new(answer.unwrap_or_else(refused)))
     }
 
     async fn stores(&self, r: Request<StoresRequest>) -> Result<Response<StoresResponse>, Fault> {
         let (caller, _) = split_off(r);
         let answer = self.bounded("stores", self.all_stores(caller.as_ref())).await;
-        Ok(Response::new(match known(answer, &caller, &self.0.door)? {
+        Ok(Response::new(match answer {
             Ok(stores) => StoresResponse { stores, refusal: None },
             Err(e) => StoresResponse { stores: Vec::new(), refusal: Some(of_refusal(e)) },
         }))
@@ -399,7 +390,7 @@ impl Service for FlareDb {
             self.0.node.region_state(r.region).await
         };
         let answer = self.bounded("replica", look).await;
-        Ok(Response::new(match known(answer, &caller, &self.0.door)? {
+        Ok(Response::new(match answer {
             Ok(s) => ReplicaResponse { state: s.encode_to_vec().into(), refusal: None },
             Err(e) => ReplicaResponse { refusal: Some(of_refusal(e)), ..ReplicaResponse::default() },
         }))
@@ -416,7 +407,7 @@ impl Service for FlareDb {
             self.0.node.split(r.at).await
         };
         let answer = self.bounded("split", change).await;
-        Ok(Response::new(located(known(answer, &caller, &self.0.door)?)))
+        Ok(Response::new(located(answer)))
     }
 
     async fn merge(&self, r: Request<MergeRequest>) -> Result<Response<LocateResponse>, Fault> {
@@ -433,7 +424,7 @@ impl Service for FlareDb {
             }
         };
         let answer = self.bounded("merge", change).await;
-        Ok(Response::new(located(known(answer, &caller, &self.0.door)?)))
+        Ok(Response::new(located(answer)))
     }
 }
 

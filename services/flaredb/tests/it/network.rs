@@ -61,7 +61,7 @@ async fn three(dir: &Path) -> (Vec<Served>, String) {
         let node = Node::open_in(&dir.join(n.to_string()), cluster).await.expect("open");
         others::serve(peers, vec![1, 2, 3], log, &tasks);
         let db = FlareDb::new_in(node.clone(), Door::Open, format!("n{n}"), urls.clone(), &tasks);
-        let (router, direct) = (db.router(Router::new()), Some(db.direct()));
+        let (router, direct) = (Router::new(), Some(db.direct()));
         let listener = Listener {
             name: "flaredb",
             socket: client,

@@ -1,7 +1,6 @@
 //! FlareDB over the network: the whole client against a server of this process, and what is refused at its door.
 
 use crate::node::{k, number};
-use axum::Router;
 use bytes::Bytes;
 use flaredb::{
     Node, Refusal,
@@ -40,7 +39,7 @@ impl Served {
         let socket = photon_rt::net::listen("127.0.0.1:0".parse().expect("address")).await.expect("listen");
         let addr = socket.local_addr().expect("address");
         let db = FlareDb::new(node.clone(), door, "n1".into(), &tasks);
-        let router = db.router(Router::new().merge(db.pages()));
+        let router = db.pages();
         let direct = Some(db.direct());
         Listener { name: "flaredb", socket, tls, tokens: None, router, direct, lenient_authority: false }
             .start(&tasks);
@@ -313,13 +312,12 @@ async fn broken_frames_end_their_connection_only() {
         let _ = photon_rt::time::timeout(Duration::from_secs(10), "the end", end).await.expect("it ends");
     }
     // gRPC whose message is cut off: its length says 100 bytes, three follow.
-    let ask = http::Request::post("/flaredb.v1.FlareDb/Ask")
+    let mut ask = http::Request::post("/flaredb.v1.FlareDb/Ask")
         .header("content-type", "application/grpc")
         .body(axum::body::Body::from(&b"\0\0\0\0\x64abc"[..]))
         .expect("request");
-    let router =
-        FlareDb::new(served.node.clone(), Door::Open, "n1".into(), &served.tasks).router(Router::new());
-    let answer = tower::ServiceExt::oneshot(router, ask).await.expect("answer");
+    let direct = FlareDb::new(served.node.clone(), Door::Open, "n1".into(), &served.tasks).direct();
+    let answer = direct(&mut ask, None).expect("its path").await.expect("answer");
     let status = answer.headers().get("grpc-status").map(|s| s.to_str().expect("text").to_string());
     assert!(status.as_deref().is_some_and(|s| s != "0"), "{answer:?}");
     assert_eq!(raw::get(&db, &r(1)).await.expect("get").expect("there").0, "1");
@@ -455,21 +453,26 @@ async fn a_client_survives_a_restart_of_its_server() {
         let db = db.clone();
         clients.spawn("reader", async move { raw::get(&db, &r(1)).await })
     };
+    // What could surely not be sent is sent later, a write too.
+    let writer = {
+        let db = db.clone();
+        clients.spawn("writer", async move { raw::put(&db, r(2), "meanwhile".into()).await })
+    };
     let tasks = Tasks::new();
     let node = Node::open(&dir.path().join("db")).await.expect("open");
     let socket = photon_rt::net::listen(addr).await.expect("listen");
     let flaredb = FlareDb::new(node.clone(), Door::Open, "n1".into(), &tasks);
-    let router = flaredb.router(flaredb.pages());
     Listener {
         name: "flaredb",
         socket,
         tls: None,
         tokens: None,
-        router,
-        direct: None,
+        router: flaredb.pages(),
+        direct: Some(flaredb.direct()),
         lenient_authority: false,
     }
     .start(&tasks);
+    writer.await.expect("runs").expect("not cut off").expect("put");
     let read = reader.await.expect("runs").expect("not cut off");
     assert_eq!(read.expect("get").expect("there").0, "1");
     assert_eq!(raw::get(&db, &r(1)).await.expect("get").expect("there").0, "1");
