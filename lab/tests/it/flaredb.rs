@@ -244,6 +244,25 @@ fn flaredb_of_a_cloud_keeps_projects_apart_and_its_data() {
     std::fs::rename(&away, &data).expect("move back");
     cloud.up();
     assert_eq!(cloud.ok(&["flaredb", "get", "greeting"]), "all\n");
+
+    // Nor does damage of one part keep the others from starting.
+    cloud.ok(&["down"]);
+    let marks = ["flaredb/state/damaged", "nightlight/cloud/deletions"].map(|f| cloud.dir.path().join(f));
+    marks.iter().for_each(|f| std::fs::write(f, "by a test").expect("write"));
+    cloud.up();
+    let status = cloud.run(&["status", "-o", "json"]);
+    assert_eq!(status.code, 7, "{}", status.out);
+    let services: serde_json::Value = serde_json::from_str(&status.out).expect("JSON");
+    for part in ["flaredb", "nightlight"] {
+        assert_eq!(services["services"][part]["status"], "unhealthy", "{}", status.out);
+    }
+    assert_ne!(cloud.run(&["flaredb", "get", "greeting"]).code, 0);
+    assert!(cloud.run(&["metrics", "query", "up"]).err.contains("deletions is damaged"));
+    cloud.ok(&["project", "list"]);
+    cloud.ok(&["down"]);
+    marks.iter().for_each(|f| std::fs::remove_file(f).expect("remove"));
+    cloud.up();
+    assert_eq!(cloud.ok(&["flaredb", "get", "greeting"]), "all\n");
 }
 
 /// Three nodes beside a ChainFire, all processes of their own.

@@ -25,7 +25,7 @@ pub enum FlareStore {
     Here(FlareDb),
     /// On another node.
     At(String),
-    /// Here, but its data are gone.
+    /// Here, but its data are gone or damaged: why.
     Lost(String),
 }
 
@@ -65,7 +65,14 @@ impl FlareStore {
             tracing::error!(why, "FlareDB does not run");
             return Ok(FlareStore::Lost(why));
         }
-        let node = Node::open(&dir).await.map_err(|e| e.error())?;
+        let node = match Node::open(&dir).await {
+            Ok(node) => node,
+            // Everything else on this node goes on without it.
+            Err(e) => {
+                tracing::error!(error = %e, "FlareDB does not run");
+                return Ok(FlareStore::Lost(e.to_string()));
+            }
+        };
         Ok(FlareStore::Here(FlareDb::new(node, Door::Guarded(gate.clone()), me.to_string(), tasks)))
     }
 
@@ -91,7 +98,7 @@ impl FlareStore {
                     .hint("photon node list shows where that is: --endpoint https://HOST:2479"),
             ),
             FlareStore::Lost(why) => away(
-                Error::unavailable("this cloud's FlareDB has lost its data")
+                Error::unavailable("this cloud's FlareDB does not run: its data are gone or damaged")
                     .why(why)
                     .hint("put its folder back; or to begin anew, as the operator: etcdctl del /photon.internal/flaredb/home"),
             ),

@@ -44,7 +44,8 @@ const CERTIFICATE_LOOK: Duration = Duration::from_secs(60);
 /// All tenants of this node.
 pub struct Metrics {
     dir: PathBuf,
-    cloud: NightLight,
+    /// Or why they are not open: everything else on this node goes on without them.
+    cloud: std::result::Result<NightLight, String>,
     projects: Mutex<BTreeMap<Uid, NightLight>>,
     gate: Gate,
     view: View,
@@ -55,14 +56,21 @@ impl Metrics {
     /// Opens the cloud's own samples.
     pub async fn open(dir: &Path, gate: Gate, view: View, tasks: &Tasks) -> Result<Arc<Self>> {
         photon_rt::fs::private_dir(dir)?;
-        let cloud = NightLight::open(&dir.join("cloud"), Config::default(), tasks).await?;
+        let cloud = NightLight::open(&dir.join("cloud"), Config::default(), tasks).await;
+        let cloud = cloud.map_err(|e| {
+            tracing::error!(error = %e, "the cloud's metrics are not stored");
+            e.to_string()
+        });
         let projects = Mutex::default();
         Ok(Arc::new(Metrics { dir: dir.to_path_buf(), cloud, projects, gate, view, tasks: tasks.clone() }))
     }
 
     /// Why the cloud's own samples are not stored, if they are not; and how many targets are asked.
     pub fn health(&self) -> (Option<String>, usize) {
-        (self.cloud.scraper().failed(), self.cloud.scraper().targets())
+        match &self.cloud {
+            Ok(cloud) => (cloud.scraper().failed(), cloud.scraper().targets()),
+            Err(why) => (Some(why.clone()), 0),
+        }
     }
 
     /// Prometheus' paths, for those who may.
@@ -99,7 +107,12 @@ impl Metrics {
             Some(_) => e,
         })?;
         match project {
-            None => Ok(self.cloud.clone()),
+            None => self.cloud.clone().map_err(|why| {
+                Error::unavailable("the cloud's metrics are not open on this node").why(why).hint(format!(
+                    "put {} back, or move it away, and start the node again",
+                    self.dir.join("cloud").display()
+                ))
+            }),
             Some(name) => self.project(&name).await,
         }
     }
@@ -113,7 +126,7 @@ impl Metrics {
         }
         if open.len() >= PROJECTS_MAX {
             return Err(Error::unavailable("too many projects keep samples on this node")
-                .why(format!("at most {PROJECTS_MAX} are open at a time")));
+                .why(format!("at most {PROJECTS_MAX} are open, each until this node starts again")));
         }
         let dir = self.dir.join("projects");
         photon_rt::fs::private_dir(&dir)?;
@@ -124,6 +137,7 @@ impl Metrics {
 
     /// Asks every node of the cloud, and its store where it is the cloud's own.
     pub fn scrape(&self, s: &Arc<Shared>, own_store: bool) -> Result<()> {
+        let Ok(cloud) = &self.cloud else { return Ok(()) };
         let issue = {
             let s = s.clone();
             move || {
@@ -163,7 +177,7 @@ impl Metrics {
             let job = job.map_err(|e| Error::internal("a job of our own is wrong").why(e))?;
             jobs.push(Arc::new(job));
         }
-        self.cloud.scraper().apply(Scraping { jobs, ..Scraping::default() });
+        cloud.scraper().apply(Scraping { jobs, ..Scraping::default() });
         Ok(())
     }
 }
