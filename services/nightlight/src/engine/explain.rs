@@ -162,18 +162,5 @@ fn walk(e: &Expr, f: &mut dyn FnMut(&Expr) -> bool) {
     if e.ty() == Type::Vector && !matches!(e.kind, Kind::Paren(_)) && !f(e) {
         return;
     }
-    match &e.kind {
-        Kind::Number { .. } | Kind::String(_) | Kind::Selector(_) | Kind::Range { .. } => {}
-        Kind::Subquery(s) => walk(&s.expr, f),
-        Kind::Unary { expr, .. } | Kind::Paren(expr) => walk(expr, f),
-        Kind::Binary(b) => {
-            walk(&b.lhs, f);
-            walk(&b.rhs, f);
-        }
-        Kind::Aggregate(a) => {
-            a.param.iter().for_each(|p| walk(p, f));
-            walk(&a.expr, f);
-        }
-        Kind::Call { args, .. } => args.iter().for_each(|a| walk(a, f)),
-    }
+    e.children().into_iter().for_each(|e| walk(e, f));
 }

@@ -54,6 +54,13 @@ impl Kind {
         }
     }
 
+    /// The kind of this name.
+    pub fn of(name: &str) -> Kind {
+        use Kind::*;
+        let all = [Counter, Gauge, Histogram, GaugeHistogram, Summary, Info, StateSet];
+        all.into_iter().find(|k| k.as_str() == name).unwrap_or_default()
+    }
+
     /// The label whose value is a number, if there is one.
     fn numeric(self) -> Option<&'static str> {
         match self {

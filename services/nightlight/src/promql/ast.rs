@@ -445,6 +445,18 @@ pub struct Aggregate {
 }
 
 impl Expr {
+    /// What it is made of, from left to right.
+    pub fn children(&self) -> Vec<&Expr> {
+        match &self.kind {
+            Kind::Number { .. } | Kind::String(_) | Kind::Selector(_) | Kind::Range { .. } => Vec::new(),
+            Kind::Subquery(s) => vec![&s.expr],
+            Kind::Unary { expr, .. } | Kind::Paren(expr) => vec![expr],
+            Kind::Binary(b) => vec![&b.lhs, &b.rhs],
+            Kind::Aggregate(a) => a.param.iter().chain([&a.expr]).collect(),
+            Kind::Call { args, .. } => args.iter().collect(),
+        }
+    }
+
     /// The type of its value.
     pub fn ty(&self) -> Type {
         match &self.kind {

@@ -11,7 +11,7 @@ use crate::{
     engine::STALE_BITS,
     expose::{self, Format, Item, Kind, ParseError, Point},
     labels::{Labels, NAME, is_label, is_metric},
-    store::Arrival,
+    store::{Arrival, Exemplar, LABEL_BYTES_MAX, LABELS_MAX},
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -56,6 +56,8 @@ pub struct Book {
 pub struct Scraped {
     /// To be stored, stale markers among them.
     pub arrivals: Vec<Arrival>,
+    /// To be remembered.
+    pub exemplars: Vec<(Labels, Exemplar)>,
     /// Samples on the page.
     pub samples: usize,
     /// Of those, how many rules have left.
@@ -162,7 +164,13 @@ impl Book {
         if job.sample_limit > 0 && out.kept as u64 > job.sample_limit {
             return Err(ParseError("sample limit exceeded".into()));
         }
-        out.arrivals.push(arrival(labels.clone(), own.unwrap_or(at_ms), p.value));
+        let t = own.unwrap_or(at_ms);
+        if let Some(e) = &p.exemplar {
+            let pairs = e.labels.iter().map(|(n, v)| (n.as_str().into(), v.as_str().into()));
+            let e = Exemplar { labels: Labels::new(pairs), value: e.value, t: e.at_ms.unwrap_or(t) };
+            out.exemplars.push((labels.clone(), e));
+        }
+        out.arrivals.push(arrival(labels.clone(), t, p.value));
         Ok(())
     }
 }
@@ -216,6 +224,13 @@ fn named(job: &Job, target: &Labels, p: &Point<'_>) -> Result<Option<Labels>, Pa
 
 fn limits(job: &Job, labels: &Labels) -> Result<(), ParseError> {
     let metric: String = labels.name().chars().take(50).collect();
+    // The store would refuse everything that comes with it.
+    let (n, bytes) = (labels.len(), labels.iter().map(|(n, v)| n.len() + v.len()).sum::<usize>());
+    if n > LABELS_MAX || bytes > LABEL_BYTES_MAX {
+        return Err(ParseError(format!(
+            "too large a series (metric: {metric}, labels: {n} of {bytes} bytes, at most {LABELS_MAX} of {LABEL_BYTES_MAX})"
+        )));
+    }
     if job.label_limit > 0 && labels.len() as u64 > job.label_limit {
         let (n, limit) = (labels.len(), job.label_limit);
         return Err(ParseError(format!(

@@ -52,6 +52,23 @@ impl Sources {
         Sources(kinds.into_iter().map(|kind| Source { kind, found: Vec::new(), due: now() }).collect())
     }
 
+    /// Knows what those before it knew of the same sources, until they answer again.
+    pub fn after(mut self, before: Option<Sources>) -> Self {
+        let mut before = before.map(|s| s.0).unwrap_or_default();
+        let same = |a: &Kind, b: &Kind| match (a, b) {
+            (Kind::Files(a), Kind::Files(b)) => a == b,
+            (Kind::Server(a), Kind::Server(b)) => a == b,
+            (Kind::Names(a), Kind::Names(b)) => a == b,
+            _ => false, // these never fail
+        };
+        for s in &mut self.0 {
+            if let Some(b) = before.iter_mut().find(|b| same(&b.kind, &s.kind)) {
+                s.found = std::mem::take(&mut b.found);
+            }
+        }
+        self
+    }
+
     /// Asks those whose time has come; then all that is known.
     pub async fn refresh(&mut self, tasks: &Tasks) -> Vec<Group> {
         for s in &mut self.0 {

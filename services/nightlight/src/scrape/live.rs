@@ -164,6 +164,9 @@ async fn once(
     let (mut batch, values, error) = match read {
         Ok(s) => {
             let values = [1.0, took_s, s.samples as f64, s.kept as f64, s.added as f64];
+            for (of, e) in s.exemplars {
+                store.store.beside.exemplar(&of, e); // the same as in the last page, most often
+            }
             (s.arrivals, values, String::new())
         }
         Err(why) => {

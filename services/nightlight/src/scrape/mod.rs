@@ -136,9 +136,10 @@ async fn follow(
     pool: Arc<Mutex<Pool>>,
 ) {
     let mut asked: HashMap<String, (Arc<Live>, oneshot::Sender<()>)> = HashMap::new();
+    let mut known = None;
     loop {
         let job = jobs.borrow_and_update().clone();
-        let mut sources = Sources::new(&job);
+        let mut sources = Sources::new(&job).after(known.take());
         loop {
             let found = sources.refresh(&tasks).await;
             let mut all = HashMap::new();

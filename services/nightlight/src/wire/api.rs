@@ -237,7 +237,7 @@ fn point(out: &mut String, t: i64, v: f64) {
 }
 
 /// As Prometheus writes values in JSON: very great and very small ones with an exponent of two digits or more.
-fn number(v: f64) -> String {
+pub(super) fn number(v: f64) -> String {
     if !v.is_finite() || v == 0.0 || (1e-6..1e21).contains(&v.abs()) {
         return crate::promql::number(v);
     }

@@ -5,6 +5,7 @@
 //! threads; a query whose caller's time is up is ended, not forgotten.
 
 mod api;
+mod exemplars;
 mod explain;
 mod federate;
 mod otlp;
@@ -177,6 +178,7 @@ impl NightLight {
         Router::new()
             .route("/api/v1/query", get(api::query).post(api::query))
             .route("/api/v1/query_range", get(api::query_range).post(api::query_range))
+            .route("/api/v1/query_exemplars", get(exemplars::exemplars).post(exemplars::exemplars))
             .route("/api/v1/explain", get(explain::explain).post(explain::explain))
             .route("/api/v1/series", get(api::series).post(api::series))
             .route("/api/v1/labels", get(api::labels).post(api::labels))

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     engine::Notes,
+    expose::Kind,
     labels::{Labels, Matcher},
     promql::parse_selector,
     scrape::{Health, Live, Pool, book::About, lock},
@@ -97,6 +98,10 @@ pub(super) async fn metadata(State(this): State<NightLight>, request: Request) -
                 all.entry(family.clone()).or_default().insert(a.clone());
             }
         }
+    }
+    for (family, m) in this.store.beside.metadata(p.get("metric")) {
+        let about = About { kind: Kind::of(&m.kind), help: m.help.to_string(), unit: m.unit.to_string() };
+        all.entry(family.to_string()).or_default().insert(about);
     }
     let shown: serde_json::Map<String, Value> = all
         .into_iter()

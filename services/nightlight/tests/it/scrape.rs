@@ -176,3 +176,94 @@ async fn the_same_target_gives_the_same_series_as_in_prometheus() {
     assert!(meta.contains(r#"{"type":"gauge","help":"1m load average.","unit":""}"#), "{meta}");
     door.tasks.shutdown().await;
 }
+
+const OPEN_METRICS: &str = "# TYPE req counter
+# HELP req What was asked for.
+req_total{a=\"1\"} 5 # {trace_id=\"one\"} 0.5 1600000000.25
+req_total{a=\"2\"} 6 # {trace_id=\"two\",span=\"x\"} 1e-9 1600000001
+# TYPE lat histogram
+lat_bucket{le=\"1.0\"} 3 # {trace_id=\"three\"} 0.7 1600000002.5
+lat_bucket{le=\"+Inf\"} 4
+lat_count 4
+lat_sum 9.5
+# EOF
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exemplars_of_a_page_are_answered_as_by_prometheus() {
+    let dir = tempfile::tempdir().expect("folder");
+    let kind =
+        (axum::http::header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8");
+    let page =
+        axum::Router::new().route("/metrics", axum::routing::get(async move || ([kind], OPEN_METRICS)));
+    let (tasks, target) = (photon_rt::task::Tasks::new(), free_port().await);
+    let addr = format!("127.0.0.1:{target}").parse().expect("address");
+    photon_serve::listen::Listener {
+        name: "target",
+        socket: photon_rt::net::listen(addr).await.expect("port"),
+        tls: None,
+        tokens: None,
+        router: page,
+        direct: None,
+        lenient_authority: false,
+    }
+    .start(&tasks);
+    let text = format!(
+        "scrape_configs: [{{job_name: j, scrape_interval: 1s, static_configs: [{{targets: ['127.0.0.1:{target}']}}]}}]"
+    );
+    let file = dir.path().join("prometheus.yml");
+    photon_rt::fs::write_atomic(&file, text.as_bytes(), 0o600).expect("write");
+    let port = free_port().await;
+    let _theirs = process::command("prometheus")
+        .arg(format!("--config.file={}", file.display()))
+        .arg(format!("--storage.tsdb.path={}", dir.path().join("data").display()))
+        .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+        .args(["--log.level=error", "--enable-feature=exemplar-storage"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn()
+        .expect("prometheus is installed by ./dev setup");
+    let door = Door::open(&dir.path().join("night")).await;
+    door.night.scraper().apply(Config::parse(&text, dir.path()).expect("valid"));
+    let json = |body: &str| serde_json::from_str::<serde_json::Value>(body).unwrap_or_default();
+    for (query, found) in [
+        ("query=req_total&start=1500000000&end=1700000000", 2),
+        (
+            "query=rate(lat_bucket[5m])%2Bon()group_left()req_total%7Ba%3D%221%22%7D&start=1600000000&end=1600000003",
+            2,
+        ),
+        ("query=req_total&start=1600000000.5&end=1600000001.000", 1),
+        ("query=nothing&start=1500000000&end=1700000000", 0),
+        ("query=1&start=1500000000&end=1700000000", 0),
+        ("query=req_total&start=3&end=2", 0),
+        ("query=rate(req_total)&start=1&end=2", 0),
+    ] {
+        let path = format!("/api/v1/query_exemplars?{query}");
+        let agree = async {
+            loop {
+                let theirs = crate::door::get(port, &path).await;
+                let ours = door.get(&path).await;
+                let n = |body: &str| json(body)["data"].as_array().map_or(0, Vec::len);
+                if n(&theirs.1) == found && n(&ours.1) == found && [200, 204, 400].contains(&theirs.0) {
+                    return (theirs, ours);
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+        };
+        let (theirs, ours) = timeout(Duration::from_secs(60), "exemplars", agree).await.expect(query);
+        let sorted = |body: &str| {
+            let mut all = json(body);
+            if let Some(list) = all["data"].as_array_mut() {
+                list.sort_by_key(ToString::to_string);
+            }
+            all
+        };
+        assert_eq!(theirs.0, ours.0, "{query}");
+        assert_eq!(sorted(&theirs.1), sorted(&ours.1), "{query}");
+    }
+    let about = json(&door.get("/api/v1/metadata?metric=req").await.1);
+    assert_eq!(about["data"]["req"][0]["help"], "What was asked for.", "{about}");
+    door.tasks.shutdown().await;
+    tasks.shutdown().await;
+}

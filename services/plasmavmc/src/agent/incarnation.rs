@@ -108,7 +108,8 @@ impl Incarnations {
                 s.phase = match r.status.as_str() {
                     "running" => Phase::Running,
                     "paused" => Phase::Paused,
-                    "starting" => Phase::Starting,
+                    // Before its first instruction: its console is being listened to.
+                    "starting" | "prelaunch" => Phase::Starting,
                     other => {
                         s.message = format!("the machine stands still: {other}");
                         Phase::Failed
