@@ -114,6 +114,12 @@ fn nightlight_watches_the_cloud_and_keeps_projects_apart() {
     assert!(chart.contains("CHART") && chart.contains("process_resident_memory_bytes{"), "{chart}");
     assert!(cloud.ok(&["metrics", "series", "up"]).lines().count() == 2);
     assert!(cloud.ok(&["metrics", "top"]).contains("MEMORY"));
+    // A cloud has no rules yet, and says so without an error.
+    for (what, list) in [("rules", "groups"), ("alerts", "alerts")] {
+        let json = cloud.json(&["metrics", what]);
+        assert!(json[list].as_array().is_some_and(Vec::is_empty), "{what}: {json}");
+        cloud.ok(&["metrics", what]);
+    }
     let e = cloud.run(&["metrics", "query", "rate(x["]);
     assert!(e.code == 2 && e.err.contains("parse error"), "{} {}", e.code, e.err);
 

@@ -96,12 +96,8 @@ impl Gate {
     }
 
     /// What it lets derived commits be newer than.
-    pub fn floor(&self) -> Ts {
+    #[cfg(test)]
+    pub(crate) fn floor(&self) -> Ts {
         self.floor
-    }
-
-    /// True while it is under way.
-    pub fn is_pending(&self, number: u64) -> bool {
-        self.pending.contains_key(&number)
     }
 }

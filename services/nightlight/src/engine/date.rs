@@ -1,7 +1,7 @@
 //! The calendar of UTC, after Howard Hinnant's "chrono-compatible low-level date algorithms".
 
 /// Year, month (1–12), day (1–31) of days since 1970-01-01.
-fn civil(days: i64) -> (i64, i64, i64) {
+pub(crate) fn civil(days: i64) -> (i64, i64, i64) {
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
     let doe = z.rem_euclid(146_097);

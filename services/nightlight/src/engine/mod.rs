@@ -17,7 +17,7 @@ mod aggregate;
 mod binary;
 mod buckets;
 mod call;
-mod date;
+pub(crate) mod date;
 mod ends;
 mod eval;
 mod explain;

@@ -119,24 +119,12 @@ impl Value {
 /// Go's `Time.String` in UTC: `2006-01-02 15:04:05.999 +0000 UTC`.
 fn instant(ms: i64) -> String {
     let days = ms.div_euclid(86_400_000);
-    let (y, m, d) = civil(days);
+    let (y, m, d) = crate::engine::date::civil(days);
     let of_day = ms.rem_euclid(86_400_000);
     let (s, ms) = (of_day / 1000, of_day % 1000);
     let fraction = format!(".{ms:03}");
     let fraction = fraction.trim_end_matches('0').trim_end_matches('.');
     format!("{y:04}-{m:02}-{d:02} {:02}:{:02}:{:02}{fraction} +0000 UTC", s / 3600, s / 60 % 60, s % 60)
-}
-
-/// Year, month and day of a day since 1970 (Howard Hinnant, "chrono-compatible low-level date algorithms").
-fn civil(days: i64) -> (i64, i64, i64) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let (d, m) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
-    (yoe + era * 400 + i64::from(m <= 2), m, d)
 }
 
 /// Go's `Duration.String`: `1h1m1.5s`.
